@@ -1,0 +1,185 @@
+"""The columns of a row: which are there, what kind they hold, and the optional ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from .faults import BadRow, describe
+from .messages import is_list
+
+PAIR_FIELDS = ("prompt", "chosen", "rejected")
+
+# Names other data sets use for these columns; only ever suggested, never read.
+OTHER_NAMES = {
+    "prompt": ("question", "instruction", "query", "input", "user", "context", "messages", "conversations"),
+    "chosen": ("preferred", "winner", "win", "better", "accepted", "response_chosen", "chosen_response", "positive"),
+    "rejected": ("dispreferred", "loser", "lose", "worse", "response_rejected", "rejected_response", "negative"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What a row may say beside its pair."""
+
+    tools: list[Any] | None
+    chat_template_kwargs: Mapping[str, Any]
+    weight: float
+    ref_chosen_logps: float | None
+    ref_rejected_logps: float | None
+
+
+def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of prompt, chosen and rejected; the prompt is None where the row leaves it implicit.
+
+    Token ids under `prompt_ids`, `chosen_ids` and `rejected_ids` stand in for a column that is absent or None.
+
+    Raises:
+      BadRow: "missing column" (structural) or "missing value".
+    """
+    values = {}
+    for field in PAIR_FIELDS:
+        value = row.get(field)
+        values[field] = row.get(f"{field}_ids") if value is None else value
+    for field in ("chosen", "rejected"):
+        if values[field] is None:
+            if field in row or f"{field}_ids" in row:
+                raise BadRow(
+                    field, "missing value", f'"{field}" is None, expected text, chat messages or token ids. Fill it in.'
+                )
+            raise _missing_column(field, row)
+    if "prompt" not in row and "prompt_ids" not in row and _suggestion("prompt", row) is not None:
+        raise _missing_column("prompt", row)
+    return values
+
+
+def _missing_column(field: str, row: Mapping[str, Any]) -> BadRow:
+    columns = ", ".join(f'"{name}"' for name in row)
+    suggestion = _suggestion(field, row)
+    fix = (
+        f'rename "{suggestion}": source.rename_fields({{"{suggestion}": "{field}"}})'
+        if suggestion is not None
+        else 'rename the columns with source.rename_fields({"yours": "' + field + '"})'
+    )
+    return BadRow(
+        field,
+        "missing column",
+        f'there is no column "{field}"; the columns are {columns or "none"}, expected "prompt", "chosen" and "rejected". '
+        f"If it goes by another name, {fix}.",
+        structural=True,
+    )
+
+
+def _suggestion(field: str, row: Mapping[str, Any]) -> str | None:
+    by_lower = {str(name).lower(): str(name) for name in row if name not in PAIR_FIELDS}
+    known = next((name for name in OTHER_NAMES[field] if name in by_lower), None)
+    close = known or next(iter(get_close_matches(field, by_lower, n=1, cutoff=0.75)), None)
+    return by_lower[close] if close is not None else None
+
+
+def is_token_ids(value: object) -> bool:
+    """Whether a value is a non-empty list or array of integers."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and np.issubdtype(value.dtype, np.integer) and value.size > 0
+    return is_list(value) and len(value) > 0 and isinstance(value[0], (int, np.integer))
+
+
+def read_token_ids(value: object, field: str, vocabulary_size: int) -> np.ndarray:
+    """Token ids as int32 [tokens].
+
+    Raises:
+      BadRow: "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the vocabulary.
+    """
+    if not is_list(value):
+        raise BadRow(
+            field,
+            "wrong type",
+            f'"{field}" is {describe(value)}, but another column of the row holds token ids. Give all three as token ids.',
+        )
+    if len(value) == 0:
+        raise BadRow(
+            field,
+            "empty prompt" if field == "prompt" else "empty completion",
+            f'"{field}" holds no token ids, expected at least one.',
+        )
+    ids = np.asarray(value) if not any(isinstance(entry, (list, tuple)) for entry in value) else np.empty((0, 0))
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected one flat list of integer token ids.')
+    if ids.min() < 0 or ids.max() >= vocabulary_size:
+        outside = ids[(ids < 0) | (ids >= vocabulary_size)][0]
+        raise BadRow(
+            field,
+            "bad value",
+            f'"{field}" holds the token id {outside}, outside the tokenizer\'s 0 to {vocabulary_size - 1}. '
+            "Use the tokenizer that made these ids.",
+        )
+    return ids.astype(np.int32)
+
+
+def read_options(
+    row: Mapping[str, Any], tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any] | None
+) -> RowOptions:
+    """The optional columns; the row's own tools win over `tools`, its template arguments key by key.
+
+    Raises:
+      BadRow: "wrong type" or "bad value".
+    """
+    own_tools = _json_column(row, "tools", list)
+    own_kwargs = _json_column(row, "chat_template_kwargs", Mapping) or {}
+    weight = _number(row, "weight")
+    if weight is not None and weight < 0:
+        raise BadRow("weight", "bad value", f'"weight" is {weight}, expected a number from 0 up.')
+    chosen, rejected = _number(row, "ref_chosen_logps"), _number(row, "ref_rejected_logps")
+    if (chosen is None) != (rejected is None):
+        absent = "ref_chosen_logps" if chosen is None else "ref_rejected_logps"
+        raise BadRow(
+            absent, "missing value", f'the row gives only one reference log-prob; fill in "{absent}" or remove both.'
+        )
+    return RowOptions(
+        tools=(tools if own_tools is None else own_tools) or None,
+        chat_template_kwargs={
+            **(chat_template_kwargs or {}),
+            # Arrow gives every row every key and fills in None.
+            **{key: value for key, value in own_kwargs.items() if value is not None},
+        },
+        weight=1.0 if weight is None else weight,
+        ref_chosen_logps=chosen,
+        ref_rejected_logps=rejected,
+    )
+
+
+def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:
+    """A column's list or mapping, read from JSON where it is text; None where the row has none."""
+    value = row.get(field)
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise BadRow(field, "bad value", f'"{field}" is text but not JSON ({error}): {describe(value)}.') from error
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if value is not None and not isinstance(value, expected):
+        kind = "a list" if expected is list else "a mapping"
+        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected {kind} or {kind} as JSON text.')
+    return value
+
+
+def _number(row: Mapping[str, Any], field: str) -> float | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.')
+    if not math.isfinite(value):
+        raise BadRow(field, "bad value", f'"{field}" is {value}, expected a finite number.')
+    return float(value)

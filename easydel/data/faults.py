@@ -1,0 +1,176 @@
+"""What can be wrong with a row, and how many rows were dropped for it."""
+
+from __future__ import annotations
+
+import reprlib
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+FaultReason = Literal[
+    "missing column",
+    "missing value",
+    "wrong type",
+    "unknown role",
+    "bad value",
+    "empty prompt",
+    "empty completion",
+    "chosen equals rejected",
+    "no shared prompt",
+    "prompt repeated in completion",
+    "prompt over the limit",
+    "completion truncated to nothing",
+    "template error",
+    "unstable template",
+    "no chat template",
+    "unfit tokenizer",
+]
+FAULT_REASONS: tuple[str, ...] = get_args(FaultReason)
+
+MINIMUM_ROWS_TO_JUDGE = 100
+EXAMPLES_PER_REASON = 3
+
+
+class DataError(ValueError):
+    """The data cannot be trained on as it is; the message says which rows, why, and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """Why one row cannot become a preference pair.
+
+    Attributes:
+      index: the row's place in the data, -1 when unknown.
+      field: the column at fault.
+      reason: one of `FAULT_REASONS`.
+      message: what was given, what was expected, and the fix; without the row's location.
+      structural: the cause is the whole data set or tokenizer rather than this row, so no row can be expected to work.
+    """
+
+    index: int
+    field: str
+    reason: FaultReason
+    message: str
+    structural: bool = False
+
+
+class BadRow(Exception):
+    """Carries a fault from where it is found to the transform that returns it as a `RowFault`; never leaves it."""
+
+    def __init__(self, field: str, reason: FaultReason, message: str, *, structural: bool = False):
+        super().__init__(message)
+        self.field = field
+        self.reason = reason
+        self.message = message
+        self.structural = structural
+
+    def at(self, index: int) -> RowFault:
+        """This fault as a value, for the row at `index`."""
+        return RowFault(index, self.field, self.reason, self.message, self.structural)
+
+
+def describe(value: object) -> str:
+    """A value as a message names it: its type, then the value itself, shortened."""
+    return f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+class FaultTally:
+    """Counts good and dropped rows, and stops the run when too large a share is dropped. Thread safe.
+
+    Args:
+      limit: the largest share of rows, 0 to 1, that may be dropped. It is judged once `MINIMUM_ROWS_TO_JUDGE` rows
+        were seen, or at the end of the data.
+
+    Raises:
+      DataError: from `record` and `check`, when the share is over the limit, or on a structural fault before any
+        good row.
+    """
+
+    def __init__(self, limit: float = 0.05):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"limit={limit} is not a share of rows; expected a number from 0 to 1, such as 0.05.")
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._good = 0
+        self._dropped: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+
+    @property
+    def rows_seen(self) -> int:
+        """Good and dropped rows together."""
+        with self._lock:
+            return self._seen()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Dropped rows by reason, the most frequent first."""
+        with self._lock:
+            return dict(self._dropped.most_common())
+
+    def record_good(self) -> None:
+        """Count one row that became a pair."""
+        with self._lock:
+            self._good += 1
+
+    def record(self, fault: RowFault, location: str) -> None:
+        """Count one dropped row; `location` names it for a reader, such as "train.jsonl, row 812"."""
+        example = f"{location}: {fault.message}"
+        with self._lock:
+            self._dropped[fault.reason] += 1
+            examples = self._examples.setdefault(fault.reason, [])
+            if len(examples) < EXAMPLES_PER_REASON:
+                examples.append(example)
+            stop = fault.structural and self._good == 0
+        if stop:
+            raise DataError(example)
+        self.check()
+
+    def check(self, final: bool = False) -> None:
+        """Raise `DataError` when more than `limit` of the rows were dropped; `final` judges however few were seen."""
+        with self._lock:
+            seen, dropped = self._seen(), self._dropped.total()
+            too_early = seen < MINIMUM_ROWS_TO_JUDGE and not final
+            if dropped == 0 or too_early or (self._good > 0 and dropped <= self.limit * seen):
+                return
+            summary = self._summary()
+        raise DataError(
+            f"{_count(dropped)} of {_count(seen)} rows cannot be used, over the limit of {_percent(self.limit)}.\n"
+            f"{summary}\nMend or remove these rows, or raise the limit if dropping them is what you want."
+        )
+
+    def summary(self) -> str:
+        """One line a reason with its first examples, or one line that says nothing was dropped."""
+        with self._lock:
+            return self._summary()
+
+    def _seen(self) -> int:
+        return self._good + self._dropped.total()
+
+    def _summary(self) -> str:
+        seen = self._seen()
+        if not self._dropped:
+            return f"No rows were dropped ({_count(seen)} seen)."
+        lines = []
+        for reason, count in self._dropped.most_common():
+            first, *others = self._examples[reason]
+            were = "was" if count == 1 else "were"
+            lines.append(
+                f"{first} {_count(count)} of {_count(seen)} rows {were} dropped for this reason ({reason}; "
+                f"{_percent(count / seen)}, limit {_percent(self.limit)})."
+            )
+            lines.extend(f"  also {example}" for example in others)
+        return "\n".join(lines)
+
+
+def _count(number: int) -> str:
+    """1204 as "1 204"."""
+    return f"{number:,}".replace(",", " ")
+
+
+def _percent(share: float) -> str:
+    """0.0025 as "0.2 %", 0.05 as "5 %"; never rounds a dropped row away to 0."""
+    percent = 100 * share
+    if 0 < percent < 0.1:
+        return "under 0.1 %"
+    return f"{percent:.1f}".removesuffix(".0") + " %"

@@ -1,0 +1,129 @@
+"""Text to token ids with character offsets, the place where a text is cut, and the stop token at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .faults import BadRow
+
+
+class Tokenizer(Protocol):
+    """The part of a `transformers` fast tokenizer that this package uses; any object with these will do."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: list[int]
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Any: ...
+    def __len__(self) -> int: ...
+    def apply_chat_template(
+        self, messages: list, *, tokenize: bool, add_generation_prompt: bool, tools: list | None, **kwargs: Any
+    ) -> str: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A text, its token ids, and the [start, end) characters of each token."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def is_blank(self, token: int) -> bool:
+        """Whether the token at this position covers nothing but white space."""
+        start, end = self.offsets[token]
+        return not self.text[start:end].strip()
+
+
+class Encoder:
+    """A tokenizer with what is asked of it for every row worked out once.
+
+    Attributes:
+      size: number of token ids, added ones included.
+      bos_id, eos_id: None where the tokenizer has none.
+      adds_bos: whether the tokenizer itself puts BOS before plain text.
+      special_tokens: the special ids and how each is written.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.size = len(tokenizer)
+        self.bos_id = tokenizer.bos_token_id
+        self.eos_id = tokenizer.eos_token_id
+        special_ids = list(tokenizer.all_special_ids)
+        self.special_tokens = dict(zip(special_ids, tokenizer.convert_ids_to_tokens(special_ids), strict=True))
+        probe = self._call("a", add_special_tokens=True)["input_ids"]
+        self.adds_bos = self.bos_id is not None and probe[:1] == [self.bos_id]
+
+    def encode(self, text: str) -> Encoding:
+        """The text's tokens; with exactly one BOS in front where the tokenizer or the text puts one there."""
+        called = self._call(text, add_special_tokens=False)
+        ids, offsets = list(called["input_ids"]), list(called["offset_mapping"])
+        if self.adds_bos and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+            offsets.insert(0, (0, 0))
+        doubled = 0
+        while self.bos_id is not None and ids[doubled : doubled + 2] == [self.bos_id, self.bos_id]:
+            doubled += 1
+        return Encoding(text, ids[doubled:], offsets[doubled:])
+
+    def first_token_past(self, encoding: Encoding, cut: int) -> int:
+        """The first token that reaches beyond character `cut`; those before it lie wholly inside the first part."""
+        token = 0
+        for _, end in encoding.offsets:
+            if end > cut:
+                break
+            token += 1
+        if token > 0 and encoding.text[cut : cut + 1].isspace() and self._untrimmed_end(encoding, token - 1) > cut:
+            return token - 1
+        return token
+
+    def _untrimmed_end(self, encoding: Encoding, token: int) -> int:
+        """Where a token really ends: byte-level tokenizers may report ".\\n\\n" as covering only the "."."""
+        end = encoding.offsets[token][1]
+        if end == 0 or encoding.text[end - 1].isspace():
+            return end
+        written = self._tokenizer.decode([encoding.ids[token]])
+        return end + len(written) - len(written.rstrip())
+
+    def stop_token(self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int]) -> int | None:
+        """The position of the stop token that closes tokens [start, end), looking past white space; None if absent.
+
+        Of a stop token written several times over it is the first.
+        """
+        stop = self._last_visible(encoding, start, end)
+        if stop is None or not self._is_written_special(encoding, stop, stop_ids):
+            return None
+        while (before := self._last_visible(encoding, start, stop)) is not None:
+            if encoding.ids[before] != encoding.ids[stop]:
+                break
+            stop = before
+        return stop
+
+    def _last_visible(self, encoding: Encoding, start: int, end: int) -> int | None:
+        return next((token for token in range(end - 1, start - 1, -1) if not encoding.is_blank(token)), None)
+
+    def _is_written_special(self, encoding: Encoding, token: int, stop_ids: frozenset[int]) -> bool:
+        # An unknown character becomes the special token <unk>, but nobody wrote that.
+        token_id = encoding.ids[token]
+        start, end = encoding.offsets[token]
+        return token_id in stop_ids and encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+
+    def _call(self, text: str, *, add_special_tokens: bool) -> Any:
+        try:
+            called = self._tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+            called["offset_mapping"]
+        except (NotImplementedError, KeyError, TypeError) as error:
+            raise BadRow(
+                "processing_class",
+                "unfit tokenizer",
+                f"{type(self._tokenizer).__name__} gives no character offsets, which are needed to tell prompt tokens "
+                f"from completion tokens ({error}). Load a fast tokenizer: AutoTokenizer.from_pretrained(..., "
+                "use_fast=True).",
+                structural=True,
+            ) from error
+        return called

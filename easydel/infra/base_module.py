@@ -1,0 +1,178 @@
+"""What every model offers: load, save, run, generate."""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from easydel.infra import generation
+from easydel.infra.base_config import EasyDeLBaseConfig
+from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
+from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
+from easydel.infra.pretrained import load_parameters, named_tensors, open_checkpoint
+
+if TYPE_CHECKING:
+    from easydel.infra.base_state import EasyDeLState
+
+
+class EasyDeLBaseModule(eqx.Module):
+    """A causal language model that is a pytree of its parameters.
+
+    Attributes:
+      config: shape of the model, static.
+      dtype: dtype that activations and products are computed in, static; parameters keep theirs.
+    """
+
+    config: EasyDeLBaseConfig = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    model_type: ClassVar[str]
+    tensor_names: ClassVar[dict[str, str]]
+    partition_rules: ClassVar[PartitionRules]
+
+    @classmethod
+    @abc.abstractmethod
+    def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
+        """Read the family's ``config.json``."""
+
+    @classmethod
+    @abc.abstractmethod
+    def init(cls, config: EasyDeLBaseConfig, key: PRNGKeyArray, dtype: Any = jnp.float32) -> Self:
+        """A model with random parameters."""
+
+    @property
+    @abc.abstractmethod
+    def output_embedding(self) -> Float[Array, "vocab hidden"]:
+        """The head: a token's logit is its row times the hidden state."""
+
+    @abc.abstractmethod
+    def hidden_states(
+        self,
+        input_ids: Int[Array, "rows length"],
+        position_ids: Int[Array, "rows length"],
+        segment_ids: Int[Array, "rows length"],
+        branch_ids: Int[Array, "rows length"],
+        remat: bool = False,
+    ) -> Float[Array, "rows length hidden"]:
+        """Final normalised hidden states of rows of trees; `remat` rebuilds each layer in the backward pass."""
+
+    @abc.abstractmethod
+    def hidden_states_with_cache(
+        self, input_ids: Int[Array, "rows new"], position_ids: Int[Array, "rows new"], cache: generation.KeyValueCache
+    ) -> tuple[Float[Array, "rows new hidden"], generation.KeyValueCache]:
+        """Hidden states of new tokens that see the cached ones, and the cache with them added."""
+
+    def __call__(self, input_ids: Int[Array, "rows length"]) -> Float[Array, "rows length vocab"]:
+        """Logits of plain sequences, float32."""
+        position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        ones, zeros = jnp.ones_like(position_ids), jnp.zeros_like(position_ids)
+        hidden = self.hidden_states(input_ids, position_ids, ones, zeros)
+        return jnp.einsum("rld,vd->rlv", hidden, self.output_embedding, preferred_element_type=jnp.float32)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """Load a Hugging Face folder, a hub id or a ``.gguf`` file.
+
+        Args:
+          name_or_path: folder, ``org/name`` or file.
+          **options: those of `from_checkpoint`.
+
+        Raises:
+          FileNotFoundError: there is no such model.
+          ValueError: the files do not hold a model of this family; says which tensor or field is wrong.
+
+        Example:
+          ``LlamaForCausalLM.from_pretrained("path/to/SmolLM2-135M-Instruct", sharding_axis_dims=(1, -1, 1, 1, 1))``
+        """
+        return cls.from_checkpoint(open_checkpoint(name_or_path), **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        files: CheckpointFiles,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1),
+    ) -> Self:
+        """Load from opened files; each device reads its own slices.
+
+        Args:
+          files: the tensors and the config.
+          dtype: compute dtype; None is float32 on CPU and bfloat16 on accelerators.
+          param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
+            updates of DPO's size.
+          sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
+        """
+        found = files.config.get("model_type")
+        if found != cls.model_type:
+            raise ValueError(
+                f'{cls.__name__} reads model_type "{cls.model_type}", config.json says "{found}"; '
+                "AutoEasyDeLModelForCausalLM picks the class by itself."
+            )
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        config = cls.read_config(files.config)
+        skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
+        mesh = create_mesh(sharding_axis_dims)
+        return load_parameters(
+            files, skeleton, cls.tensor_names, cls.partition_rules, mesh, np.dtype(jnp.dtype(param_dtype))
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
+        """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
+
+        Args:
+          folder: where; made if absent. The caller saves the tokenizer beside it.
+          dtype: dtype of the tensors on disk; None keeps the parameters' own, so that nothing is rounded away.
+          max_shard_size: largest file, e.g. "5GB".
+        """
+        tensors = named_tensors(self, self.tensor_names, None if dtype is None else np.dtype(jnp.dtype(dtype)))
+        stored = str(tensors["model.embed_tokens.weight"].dtype)
+        config = json.loads(self.config.hf_config) | {"torch_dtype": stored}
+        config.pop("dtype", None)
+        write_folder(folder, config, tensors, max_shard_size)
+
+    def to_state(self, tx: optax.GradientTransformation | None = None) -> EasyDeLState:
+        """This model with a step counter and, given an optimiser, its state."""
+        from easydel.infra.base_state import EasyDeLState
+
+        return EasyDeLState.create(self, tx)
+
+    def shard(self, mesh: Mesh) -> Self:
+        """The same model laid out on `mesh` by the family's rule table."""
+        return jax.device_put(self, tree_shardings(self, self.partition_rules, mesh))
+
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """Continue prompts of token ids; `options` are those of `easydel.infra.generation.generate`."""
+        return generation.generate(self, prompts, **options)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters; a tied head counts once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self))
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one token's forward pass through the layers' weights.
+
+        Two a weight (multiply, add). Attention scores (which depend on length) and the head (which only scored
+        tokens meet) are not part of it; a training step costs three times as much.
+        """
+        return 2 * sum(leaf.size for leaf in jax.tree.leaves(self.layer_parameters) if leaf.ndim >= 3)
+
+    @property
+    @abc.abstractmethod
+    def layer_parameters(self) -> Any:
+        """The stacked parameters of the layers."""

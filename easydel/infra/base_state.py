@@ -1,0 +1,58 @@
+"""A model on its way through training."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from easydel.infra.base_module import EasyDeLBaseModule
+
+
+class EasyDeLState(eqx.Module):
+    """Step counter, model and optimiser state, as one pytree.
+
+    Attributes:
+      step: updates made so far.
+      model: the parameters.
+      opt_state: optimiser state, or None where nothing is trained.
+      tx: the optimiser itself, static.
+    """
+
+    step: Int[Array, ""]
+    model: EasyDeLBaseModule
+    opt_state: optax.OptState | None
+    tx: optax.GradientTransformation | None = eqx.field(static=True)
+
+    @classmethod
+    def create(cls, model: EasyDeLBaseModule, tx: optax.GradientTransformation | None = None) -> Self:
+        """A state at step 0; the optimiser state takes the parameters' shardings."""
+        opt_state = None if tx is None else jax.jit(tx.init)(model)
+        return cls(step=jnp.int32(0), model=model, opt_state=opt_state, tx=tx)
+
+    def apply_gradients(self, grads: PyTree) -> Self:
+        """The state after one optimiser update.
+
+        Raises:
+          ValueError: the state has no optimiser.
+        """
+        if self.tx is None:
+            raise ValueError("this state has no optimiser; make it with EasyDeLState.create(model, tx).")
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.model)
+        return self.replace(step=self.step + 1, model=optax.apply_updates(self.model, updates), opt_state=opt_state)
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with some fields exchanged."""
+        own = {"step": self.step, "model": self.model, "opt_state": self.opt_state, "tx": self.tx}
+        if unknown := fields.keys() - own.keys():
+            raise TypeError(f"EasyDeLState has no {sorted(unknown)}; its fields are {list(own)}.")
+        return type(self)(**(own | fields))
+
+    @property
+    def shardings(self) -> PyTree:
+        """The sharding of every array, in the state's own structure."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self)

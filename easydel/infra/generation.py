@@ -1,0 +1,134 @@
+"""Sampling from a model with a key-value cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+if TYPE_CHECKING:
+    from easydel.infra.base_module import EasyDeLBaseModule
+
+# Prompts are padded to a multiple of this, so that prompts of similar length share one compilation.
+PROMPT_MULTIPLE = 64
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the tokens so far; a position of -1 marks a place that nobody sees."""
+
+    keys: Float[Array, "layers rows places kv_heads head_dim"]
+    values: Float[Array, "layers rows places kv_heads head_dim"]
+    positions: Int[Array, "rows places"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, model: EasyDeLBaseModule, rows: int, places: int) -> KeyValueCache:
+        config = model.config
+        shape = (config.num_hidden_layers, rows, places, config.num_key_value_heads, config.head_dim)
+        zeros = jnp.zeros(shape, model.dtype)
+        return cls(zeros, zeros, jnp.full((rows, places), -1, jnp.int32), jnp.int32(0))
+
+
+def generate(
+    model: EasyDeLBaseModule,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_token_ids: Sequence[int] = (),
+    key: PRNGKeyArray | None = None,
+) -> list[list[int]]:
+    """Continue each prompt token by token; the new tokens only, without the stop token.
+
+    Args:
+      model: the model to sample from.
+      prompts: token ids, one list a prompt; lengths may differ.
+      max_new_tokens: most tokens to add.
+      temperature: 0 picks the likeliest token; above 0, logits are divided by it and sampled.
+      top_p: sample among the likeliest tokens that together hold this probability (Holtzman et al. 2019).
+      stop_token_ids: ids that end a continuation.
+      key: needed when `temperature` is above 0.
+
+    Raises:
+      ValueError: an empty prompt, or an option out of range.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError("generate needs at least one prompt, and every prompt at least one token.")
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: "
+            "expected at least 1, at least 0, and above 0 up to 1."
+        )
+    if temperature > 0 and key is None:
+        raise ValueError(f"temperature={temperature} samples, which needs `key`, e.g. jax.random.key(0).")
+    longest = max(map(len, prompts))
+    width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    input_ids = np.zeros((len(prompts), width), np.int32)
+    position_ids = np.full((len(prompts), width), -1, np.int32)
+    for row, prompt in enumerate(prompts):  # on the left, so that every row's last token is in the last column
+        input_ids[row, width - len(prompt) :] = prompt
+        position_ids[row, width - len(prompt) :] = np.arange(len(prompt))
+    tokens, lengths = _generate(
+        model,
+        input_ids,
+        position_ids,
+        jnp.array(list(stop_token_ids), jnp.int32),
+        jnp.float32(temperature),
+        jnp.float32(top_p),
+        jax.random.key(0) if key is None else key,
+        max_new_tokens,
+    )
+    return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(lengths))]
+
+
+@functools.partial(jax.jit, static_argnames="max_new_tokens")
+def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key, max_new_tokens):
+    rows, width = input_ids.shape
+    cache = KeyValueCache.empty(model, rows, width + max_new_tokens)
+    hidden, cache = model.hidden_states_with_cache(input_ids, position_ids, cache)
+
+    def next_tokens(hidden, key):
+        logits = (hidden[:, -1] @ model.output_embedding.T).astype(jnp.float32)
+        greedy = jnp.argmax(logits, axis=-1)
+        scaled = _keep_top_p(logits / jnp.maximum(temperature, 1e-6), top_p)
+        return jnp.where(temperature > 0, jax.random.categorical(key, scaled, axis=-1), greedy).astype(jnp.int32)
+
+    def one_token(carry):
+        step, tokens, lengths, done, hidden, cache = carry
+        token = next_tokens(hidden, jax.random.fold_in(key, step))
+        done |= jnp.isin(token, stop_ids)
+        lengths = jnp.where(done, lengths, step + 1)
+        tokens = tokens.at[:, step].set(token)
+        positions = position_ids[:, -1:] + 1 + step
+        hidden, cache = model.hidden_states_with_cache(token[:, None], positions, cache)
+        return step + 1, tokens, lengths, done, hidden[:, -1:], cache
+
+    def unfinished(carry):
+        step, _, _, done, _, _ = carry
+        return (step < max_new_tokens) & ~jnp.all(done)
+
+    start = (
+        jnp.int32(0),
+        jnp.zeros((rows, max_new_tokens), jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros(rows, bool),
+        hidden[:, -1:],
+        cache,
+    )
+    _, tokens, lengths, *_ = jax.lax.while_loop(unfinished, one_token, start)
+    return tokens, lengths
+
+
+def _keep_top_p(logits: Float[Array, "rows vocab"], top_p: Float[Array, ""]) -> Float[Array, "rows vocab"]:
+    """Shut out every token behind the first ones that hold `top_p` of the probability."""
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+    smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= smallest, logits, -jnp.inf)

@@ -1,0 +1,91 @@
+"""The device mesh and how arrays lie on it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+AXIS_NAMES = ("dp", "fsdp", "ep", "tp", "sp")
+DATA_AXES = ("dp", "fsdp")
+
+# A rule table: the first pattern that matches a parameter's path gives its partition.
+PartitionRules = Sequence[tuple[str, PartitionSpec]]
+
+
+def create_mesh(sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1)) -> Mesh:
+    """A mesh over all devices with axes ``("dp", "fsdp", "ep", "tp", "sp")``.
+
+    Args:
+      sharding_axis_dims: size of each axis; one of them may be -1 and takes the devices that are left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices, dims = jax.device_count(), list(sharding_axis_dims)
+    problem = None
+    if len(dims) != len(AXIS_NAMES) or dims.count(-1) > 1 or any(d < 1 and d != -1 for d in dims):
+        problem = "give five positive sizes, at most one of them -1"
+    else:
+        fixed = math.prod(d for d in dims if d != -1)
+        if -1 in dims and devices % fixed == 0:
+            dims[dims.index(-1)] = devices // fixed
+        if math.prod(dims) != devices:
+            problem = f"their product must be the number of devices, {devices}"
+    if problem:
+        raise ValueError(f"sharding_axis_dims={tuple(sharding_axis_dims)} for axes {AXIS_NAMES}: {problem}.")
+    return jax.make_mesh(dims, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh that a pytree's arrays already lie on, or None."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            return leaf.sharding.mesh
+    return None
+
+
+def data_parallel_size(mesh: Mesh) -> int:
+    """How many ways the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in DATA_AXES)
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """``layers.self_attn.q_proj.weight`` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def parameter_sharding(path: str, shape: Sequence[int], rules: PartitionRules, mesh: Mesh) -> NamedSharding:
+    """The sharding a rule table gives one parameter; an axis that does not divide its dimension is left out."""
+    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), PartitionSpec())
+    axes = [
+        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(tuple(spec) + (None,) * (len(shape) - len(spec)), shape)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def tree_shardings(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
+    """A sharding for every array of a pytree, by its path; arrays and `ShapeDtypeStruct` both do."""
+
+    def one(path, leaf):
+        return parameter_sharding(parameter_path(path), leaf.shape, rules, mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Send a batch to the devices with its rows split over the data axes; every device gets its own rows only."""
+    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec(DATA_AXES)))
+
+
+def constrain(x: Array, *axes: Any) -> Array:
+    """Pin an intermediate's layout when a mesh is in use (`jax.set_mesh`); else leave it be."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

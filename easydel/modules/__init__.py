@@ -1,0 +1,1 @@
+"""Model families: one decoder, one small file a family."""
