@@ -191,6 +191,14 @@ def step_arrays(recording: Recording, micro_batches_per_step: int) -> dict[str, 
     return arrays
 
 
+def check_sorting_matters(arrays: dict[str, np.ndarray]) -> None:
+    """Raise if policy and reference log-ratios rank alike at every step: the sorting of aot then changes nothing."""
+    policy = arrays["logps_chosen"] - arrays["logps_rejected"]
+    reference = arrays["ref_logps_chosen"] - arrays["ref_logps_rejected"]
+    if np.array_equal(policy.argsort(axis=1), reference.argsort(axis=1)):
+        raise ValueError("aot gives the sigmoid loss on these rows; choose --rows with closer log-ratios")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder of the policy and reference")
@@ -291,6 +299,8 @@ def main() -> None:
     arrays = step_arrays(recording, micro_batches_per_step)
     if len(arrays["loss"]) != STEPS or len(arrays["grad_norm"]) != STEPS:
         raise ValueError(f"expected {STEPS} steps, recorded {len(arrays['loss'])}")
+    if "aot" in arguments.loss_type and arguments.micro_batch_size > 1:
+        check_sorting_matters(arrays)
     for part in ("prompt", "chosen", "rejected"):
         ids, lengths = padded(prepared[f"{part}_ids"][:], tokenizer.pad_token_id)
         arrays |= {f"{part}_ids": ids, f"{part}_lengths": lengths}

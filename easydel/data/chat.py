@@ -32,9 +32,14 @@ class Rendering:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template with a row's own tools and keyword arguments."""
+    """A tokenizer's chat template with a row's own tools and keyword arguments.
+
+    Attributes:
+      special_tokens: the tokenizer's special ids and how each is written.
+    """
 
     tokenizer: Tokenizer
+    special_tokens: Mapping[int, str]
     tools: list[Any] | None
     kwargs: Mapping[str, Any]
 
@@ -50,7 +55,7 @@ class ChatTemplate:
                 field,
                 "no chat template",
                 f'"{field}" holds chat messages, but the tokenizer has no chat template. Set one with '
-                "tokenizer.chat_template = ..., load the tokenizer of an instruction-tuned model, or give text columns.",
+                "tokenizer.chat_template = ..., load an instruction-tuned model's tokenizer, or give text columns.",
                 structural=True,
             )
         try:
@@ -71,7 +76,10 @@ class ChatTemplate:
     ) -> tuple[Rendering, Rendering]:
         """Both completions, each rendered together with the prompt."""
         opened = self.render(prompt, "prompt", generation_prompt=True)
-        sides = (self._render_side(prompt, opened, chosen, "chosen"), self._render_side(prompt, opened, rejected, "rejected"))
+        sides = (
+            self._render_side(prompt, opened, chosen, "chosen"),
+            self._render_side(prompt, opened, rejected, "rejected"),
+        )
         for number, message in enumerate(prompt):
             if not _is_shown(message, sides[0].text):
                 raise BadRow(
@@ -85,7 +93,7 @@ class ChatTemplate:
 
     def _render_side(self, prompt: list[Message], opened: str, completion: list[Message], field: str) -> Rendering:
         messages = prompt + completion
-        text = self.render(messages, field)
+        text = self._render_turns(messages, field)
         if len(completion) == 1:
             cut = self._answer_start(prompt, opened, text, field, completion[0])
             return Rendering(text, cut, ((cut, len(text)),))
@@ -119,14 +127,25 @@ class ChatTemplate:
 
     def _turn_end(self, messages: list[Message], text: str, field: str) -> int:
         """Where in `text` the last of `messages` ends."""
-        closed = self.render(messages, field)
-        # Some templates close a whole conversation, not its turns, with EOS.
-        eos_id = self.tokenizer.eos_token_id
-        eos = self.tokenizer.convert_ids_to_tokens([eos_id])[0] if eos_id is not None else ""
-        for candidate in (closed, closed.rstrip(), closed.rstrip().removesuffix(eos)):
+        closed = self._render_turns(messages, field)
+        for candidate in (closed, closed.rstrip()):
             if text.startswith(candidate):
                 return len(candidate)
         raise _unstable(field)
+
+    def _render_turns(self, messages: list[Message], field: str) -> str:
+        """The conversation as text, without an EOS that closes the conversation behind its last turn's own stop."""
+        text = self.render(messages, field)
+        eos = self.special_tokens.get(self.tokenizer.eos_token_id, "")
+        turns = text.rstrip().removesuffix(eos)
+        ends_twice = text.rstrip().endswith(eos) and turns.rstrip().endswith(tuple(self.special_tokens.values()))
+        # Phi-3 writes <|end|> after each turn and EOS after all of them; a going conversation shows which it is.
+        if eos and ends_twice and not self._goes_on(messages, turns + eos, field):
+            return turns
+        return text
+
+    def _goes_on(self, messages: list[Message], text: str, field: str) -> bool:
+        return self.render(messages, field, generation_prompt=True).startswith(text)
 
 
 def _unstable(field: str) -> BadRow:

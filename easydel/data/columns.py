@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -38,40 +38,47 @@ class RowOptions:
 def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """The values of prompt, chosen and rejected; the prompt is None where the row leaves it implicit.
 
-    Token ids under `prompt_ids`, `chosen_ids` and `rejected_ids` stand in for a column that is absent or None.
+    Where a row has `prompt_ids`, `chosen_ids` and `rejected_ids`, those are taken.
 
     Raises:
       BadRow: "missing column" (structural) or "missing value".
     """
-    values = {}
-    for field in PAIR_FIELDS:
-        value = row.get(field)
-        values[field] = row.get(f"{field}_ids") if value is None else value
+    ids = {field: row.get(f"{field}_ids") for field in PAIR_FIELDS}
+    if all(value is not None for value in ids.values()):
+        return ids
     for field in ("chosen", "rejected"):
-        if values[field] is None:
-            if field in row or f"{field}_ids" in row:
-                raise BadRow(
-                    field, "missing value", f'"{field}" is None, expected text, chat messages or token ids. Fill it in.'
-                )
+        if row.get(field) is None and field in row:
+            raise BadRow(
+                field, "missing value", f'"{field}" is None, expected text, chat messages or token ids. Fill it in.'
+            )
+        if row.get(field) is None:
             raise _missing_column(field, row)
-    if "prompt" not in row and "prompt_ids" not in row and _suggestion("prompt", row) is not None:
+    # A column that is the prompt by another name must not become an implicit prompt of a few chance words.
+    if "prompt" not in row and _suggestion("prompt", row) is not None:
         raise _missing_column("prompt", row)
-    return values
+    return {field: row.get(field) for field in PAIR_FIELDS}
 
 
-def _missing_column(field: str, row: Mapping[str, Any]) -> BadRow:
-    columns = ", ".join(f'"{name}"' for name in row)
-    suggestion = _suggestion(field, row)
-    fix = (
-        f'rename "{suggestion}": source.rename_fields({{"{suggestion}": "{field}"}})'
-        if suggestion is not None
-        else 'rename the columns with source.rename_fields({"yours": "' + field + '"})'
-    )
+def missing_prompt(row: Mapping[str, Any], units: str) -> NoReturn:
+    """Raise the fault of a row without a prompt whose completions share no first words or messages (`units`).
+
+    Raises:
+      BadRow: "no shared prompt" where the row's prompt is None, "missing column" where there is no such column.
+    """
+    shared = f'"chosen" and "rejected" share no first {units} to take as one'
+    if "prompt" in row:
+        raise BadRow("prompt", "no shared prompt", f'"prompt" is None, and {shared}. Fill in "prompt".')
+    raise _missing_column("prompt", row, f", and {shared}")
+
+
+def _missing_column(field: str, row: Mapping[str, Any], also: str = "") -> BadRow:
+    columns = ", ".join(f'"{name}"' for name in row) or "none"
+    yours = _suggestion(field, row) or "yours"
     return BadRow(
         field,
         "missing column",
-        f'there is no column "{field}"; the columns are {columns or "none"}, expected "prompt", "chosen" and "rejected". '
-        f"If it goes by another name, {fix}.",
+        f'there is no column "{field}"{also}. The row has {columns}; expected "prompt", "chosen" and "rejected". '
+        f'If it goes by another name, rename it: source.rename_fields({{"{yours}": "{field}"}}).',
         structural=True,
     )
 
@@ -100,7 +107,7 @@ def read_token_ids(value: object, field: str, vocabulary_size: int) -> np.ndarra
         raise BadRow(
             field,
             "wrong type",
-            f'"{field}" is {describe(value)}, but another column of the row holds token ids. Give all three as token ids.',
+            f'"{field}" is {describe(value)}, but another column holds token ids. Give all three as token ids.',
         )
     if len(value) == 0:
         raise BadRow(
@@ -108,9 +115,12 @@ def read_token_ids(value: object, field: str, vocabulary_size: int) -> np.ndarra
             "empty prompt" if field == "prompt" else "empty completion",
             f'"{field}" holds no token ids, expected at least one.',
         )
-    ids = np.asarray(value) if not any(isinstance(entry, (list, tuple)) for entry in value) else np.empty((0, 0))
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        ids = np.empty((0, 0))
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected one flat list of integer token ids.')
+        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected one flat list of token ids.')
     if ids.min() < 0 or ids.max() >= vocabulary_size:
         outside = ids[(ids < 0) | (ids >= vocabulary_size)][0]
         raise BadRow(
@@ -178,6 +188,13 @@ def _number(row: Mapping[str, Any], field: str) -> float | None:
         return None
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
+    if isinstance(value, str):  # CSV knows only text
+        if not value.strip():
+            return None
+        try:
+            value = float(value)
+        except ValueError:
+            raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.') from None
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.')
     if not math.isfinite(value):

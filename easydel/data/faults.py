@@ -70,6 +70,11 @@ class BadRow(Exception):
         return RowFault(index, self.field, self.reason, self.message, self.structural)
 
 
+def empty_completion(field: str, found: str) -> BadRow:
+    """The fault of a completion without text; `found` says how it is empty."""
+    return BadRow(field, "empty completion", f"{found}. Give the answer's text, or remove the row.")
+
+
 def describe(value: object) -> str:
     """A value as a message names it: its type, then the value itself, shortened."""
     return f"{type(value).__name__} {reprlib.repr(value)}"

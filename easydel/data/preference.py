@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
 from .chat import ChatTemplate, Rendering
-from .columns import RowOptions, is_token_ids, read_options, read_pair_columns, read_token_ids
-from .faults import BadRow, RowFault, describe
+from .columns import RowOptions, is_token_ids, missing_prompt, read_options, read_pair_columns, read_token_ids
+from .faults import BadRow, RowFault, describe, empty_completion
 from .messages import Message, is_message_list, normalise_messages
 from .prompt import gather_prompt, split_shared_messages, split_shared_text
-from .tokenise import Encoder, Encoding, Tokenizer
-
-TRUNCATION_MODES = ("keep_end", "keep_start")
-
-# A shorter beginning that answer and question share may be chance ("What is ..."); this much is a copy.
-REPEATED_CHARACTERS = 32
-REPEATED_TOKENS = 8
+from .repeats import (
+    equal_completions,
+    refuse_equal,
+    refuse_repeated_messages,
+    refuse_repeated_text,
+    refuse_repeated_tokens,
+)
+from .split import PairTokens, split_renderings
+from .tokenise import Encoder, Tokenizer
+from .truncate import Limits, TruncationMode, truncate_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +54,12 @@ class PreferencePair:
     rejected_truncated: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The three runs of tokens of a row, before truncation."""
-
-    prompt: Int32[np.ndarray, " prompt"]
-    chosen: Int32[np.ndarray, " chosen"]
-    rejected: Int32[np.ndarray, " rejected"]
-    chosen_mask: Bool[np.ndarray, " chosen"]
-    rejected_mask: Bool[np.ndarray, " rejected"]
-
-
 @dataclass(frozen=True)
 class PreferenceTransform:
     """Row to pair, as a pure callable: the same row gives the same pair on any thread.
 
-    A row that cannot be used comes back as a `RowFault`, never as an exception.
+    A row holds prompt, chosen and rejected as text, as chat messages (or a mix of the two), or as token ids; which,
+    is decided row by row. A row that cannot be used comes back as a `RowFault`, never as an exception.
 
     Args:
       tokenizer: a `transformers` fast tokenizer, or an object with the methods of `Tokenizer`.
@@ -80,34 +73,54 @@ class PreferenceTransform:
     max_length: int | None = 512
     max_prompt_length: int | None = 256
     max_completion_length: int | None = None
-    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    truncation_mode: TruncationMode = "keep_end"
     tools: list | None = None
     chat_template_kwargs: dict | None = None
 
     def __post_init__(self) -> None:
-        if self.truncation_mode not in TRUNCATION_MODES:
-            raise ValueError(f"truncation_mode={self.truncation_mode!r}, expected one of {TRUNCATION_MODES}.")
-        for name, value, least in (
-            ("max_length", self.max_length, 2),
-            ("max_prompt_length", self.max_prompt_length, 1),
-            ("max_completion_length", self.max_completion_length, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}, expected None for no limit or a number of tokens from {least} up.")
+        self._limits  # noqa: B018  a limit out of range is refused here, not at the first row
 
     def __call__(self, row: Mapping[str, Any], index: int = -1) -> PreferencePair | RowFault:
         """The row's pair, or what is wrong with the row."""
         try:
-            options = read_options(_as_row(row), self.tools, self.chat_template_kwargs)
-            return self._limit(self._tokenise(row, options), options, index)
+            return self._pair(row, index)
         except BadRow as bad:
             return bad.at(index)
 
+    # What is the same for every row; a race between threads only works it out twice.
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
 
-    def _tokenise(self, row: Mapping[str, Any], options: RowOptions) -> _Parts:
+    @cached_property
+    def _limits(self) -> Limits:
+        return Limits(self.max_length, self.max_prompt_length, self.max_completion_length, self.truncation_mode)
+
+    def _pair(self, row: Mapping[str, Any], index: int) -> PreferencePair:
+        if not isinstance(row, Mapping):
+            raise BadRow("row", "wrong type", f"the row is {describe(row)}, expected a mapping from column to value.")
+        options = read_options(row, self.tools, self.chat_template_kwargs)
+        whole = self._tokenise(row, options)
+        kept = truncate_pair(whole, self._limits, self._encoder.bos_id)
+        if np.array_equal(kept.chosen, kept.rejected):
+            cut = not np.array_equal(whole.chosen, whole.rejected)
+            raise equal_completions(" up to where the length limits cut them" if cut else " once tokenised")
+        return PreferencePair(
+            prompt_ids=kept.prompt,
+            chosen_ids=kept.chosen,
+            rejected_ids=kept.rejected,
+            chosen_loss_mask=kept.chosen_mask,
+            rejected_loss_mask=kept.rejected_mask,
+            index=index,
+            weight=options.weight,
+            ref_chosen_logps=options.ref_chosen_logps,
+            ref_rejected_logps=options.ref_rejected_logps,
+            prompt_truncated=len(whole.prompt) - len(kept.prompt),
+            chosen_truncated=len(whole.chosen) - len(kept.chosen),
+            rejected_truncated=len(whole.rejected) - len(kept.rejected),
+        )
+
+    def _tokenise(self, row: Mapping[str, Any], options: RowOptions) -> PairTokens:
         columns = read_pair_columns(row)
         if any(is_token_ids(value) for value in columns.values()):
             return self._from_token_ids(columns)
@@ -117,218 +130,67 @@ class PreferenceTransform:
                     field, "wrong type", f'"{field}" is {describe(value)}, expected text, chat messages or token ids.'
                 )
         if any(is_message_list(value) for value in columns.values()):
-            return self._from_messages(columns, options)
-        return self._from_text(**columns)
+            return self._from_messages(row, columns, options)
+        return self._from_text(row, **columns)
 
-    def _from_token_ids(self, columns: Mapping[str, Any]) -> _Parts:
-        if columns["prompt"] is None:
-            raise BadRow("prompt", "missing value", 'token-id rows need a prompt: fill in "prompt" or "prompt_ids".')
+    def _from_token_ids(self, columns: Mapping[str, Any]) -> PairTokens:
         prompt, chosen, rejected = (read_token_ids(columns[field], field, self._encoder.size) for field in columns)
-        if len(prompt) >= REPEATED_TOKENS:
-            for field, ids in (("chosen", chosen), ("rejected", rejected)):
-                if np.array_equal(ids[: len(prompt)], prompt):
-                    raise _repeated(field)
-        return _Parts(prompt, chosen, rejected, np.ones(len(chosen), bool), np.ones(len(rejected), bool))
+        refuse_repeated_tokens(prompt, chosen=chosen, rejected=rejected)
+        return PairTokens(prompt, chosen, rejected, np.ones(len(chosen), bool), np.ones(len(rejected), bool))
 
-    def _from_text(self, prompt: str | None, chosen: str, rejected: str) -> _Parts:
+    def _from_text(self, row: Mapping[str, Any], prompt: str | None, chosen: str, rejected: str) -> PairTokens:
+        """Plain text: the prompt and a completion are joined exactly as given, without a template."""
         for field, text in (("chosen", chosen), ("rejected", rejected)):
             if not text.strip():
-                raise _empty_completion(field, f'"{field}" is {describe(text)}')
+                raise empty_completion(field, f'"{field}" is {describe(text)}')
+        refuse_equal(chosen, rejected)
         if prompt is None:
-            prompt, chosen, rejected = split_shared_text(chosen, rejected)
-        if chosen == rejected:
-            raise _equal()
-        if not prompt.strip() and self._encoder.bos_id is None:
-            raise BadRow("prompt", "empty prompt", '"prompt" is empty, and the tokenizer has no BOS token to stand for it.')
-        start = prompt.strip()
-        # One word may open an answer by chance; more than one is a copy.
-        if len(start.split()) > 1:
-            for field, text in (("chosen", chosen), ("rejected", rejected)):
-                if text.lstrip().startswith(start):
-                    raise _repeated(field)
-        stops = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
-        sides = [_plain(prompt, chosen), _plain(prompt, rejected)]
-        return self._from_renderings(*sides, stops)
+            prompt, chosen, rejected = split_shared_text(chosen, rejected) or missing_prompt(row, "words")
+        elif not prompt.strip() and self._encoder.bos_id is None:
+            raise _empty_prompt(f'"prompt" is {describe(prompt)}, and the tokenizer has no BOS token to stand for it')
+        refuse_repeated_text(prompt, chosen=chosen, rejected=rejected)
+        sides = (
+            Rendering(prompt + completion, len(prompt), ((len(prompt), len(prompt) + len(completion)),))
+            for completion in (chosen, rejected)
+        )
+        stop_ids = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
+        return split_renderings(self._encoder, *sides, stop_ids)
 
-    def _from_messages(self, columns: Mapping[str, Any], options: RowOptions) -> _Parts:
-        prompt, chosen, rejected = (_as_messages(columns[field], field) for field in columns)
-        if chosen == rejected:
-            raise _equal()
-        if columns["prompt"] is None:
-            prompt, chosen, rejected = split_shared_messages(chosen, rejected)
+    def _from_messages(self, row: Mapping[str, Any], columns: Mapping[str, Any], options: RowOptions) -> PairTokens:
+        """Chat: text stands for one message, and everything goes through the chat template."""
+        given, chosen, rejected = (_as_messages(columns[field], field) for field in columns)
+        refuse_equal(chosen, rejected)
+        if given is None:
+            prompt, chosen, rejected = split_shared_messages(chosen, rejected) or missing_prompt(row, "messages")
         else:
-            prompt, chosen, rejected = gather_prompt(prompt, chosen, rejected)
-        if not prompt:
-            raise BadRow("prompt", "empty prompt", '"prompt" holds no messages. Give at least one, such as a user message.')
-        chosen, rejected = _answers(chosen, "chosen"), _answers(rejected, "rejected")
-        question = next((m["content"].strip() for m in reversed(prompt) if m["role"] == "user"), "")
-        if len(question) >= REPEATED_CHARACTERS:
-            for field, messages in (("chosen", chosen), ("rejected", rejected)):
-                if messages[0]["content"].lstrip().startswith(question):
-                    raise _repeated(field)
-        template = ChatTemplate(self.tokenizer, options.tools, options.chat_template_kwargs)
-        return self._from_renderings(
-            *template.render_pair(prompt, chosen, rejected), frozenset(self._encoder.special_tokens)
+            prompt, chosen, rejected = gather_prompt(given, chosen, rejected)
+        if not any(message["content"].strip() for message in prompt):
+            raise _empty_prompt('"prompt" has no messages with text in them')
+        chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
+        refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
+        special_tokens = self._encoder.special_tokens
+        template = ChatTemplate(self.tokenizer, special_tokens, options.tools, options.chat_template_kwargs)
+        return split_renderings(
+            self._encoder, *template.render_pair(prompt, chosen, rejected), frozenset(special_tokens)
         )
 
-    def _from_renderings(self, chosen: Rendering, rejected: Rendering, stops: frozenset[int]) -> _Parts:
-        """Both sides tokenised with their prompt; the prompt is the first tokens they share inside its text."""
-        encodings = [self._encoder.encode(side.text) for side in (chosen, rejected)]
-        bound = min(
-            self._encoder.first_token_past(encoding, side.cut)
-            for encoding, side in zip(encodings, (chosen, rejected), strict=True)
-        )
-        prompt_length = _common_prefix(encodings[0].ids[:bound], encodings[1].ids[:bound])
-        prompt = np.array(encodings[0].ids[:prompt_length], np.int32)
-        if prompt_length == 0:
-            if self._encoder.bos_id is None:
-                raise BadRow(
-                    "prompt",
-                    "empty prompt",
-                    "no token lies wholly inside the prompt's text, and the tokenizer has no BOS token to stand for it.",
-                )
-            prompt = np.array([self._encoder.bos_id], np.int32)
-        sides = [
-            self._completion(encoding, side, prompt_length, stops, field)
-            for encoding, side, field in zip(encodings, (chosen, rejected), ("chosen", "rejected"), strict=True)
-        ]
-        (chosen_ids, chosen_mask), (rejected_ids, rejected_mask) = sides
-        return _Parts(prompt, chosen_ids, rejected_ids, chosen_mask, rejected_mask)
 
-    def _completion(
-        self, encoding: Encoding, side: Rendering, start: int, stops: frozenset[int], field: str
-    ) -> tuple[Int32[np.ndarray, " completion"], Bool[np.ndarray, " completion"]]:
-        """The tokens from `start` to the stop token, and which of them are scored."""
-        mask = np.zeros(len(encoding.ids) + 1, bool)
-        stop, last = None, len(encoding.ids)
-        for number, (begin, end) in enumerate(side.answers):
-            first = start if number == 0 else self._encoder.first_token_past(encoding, begin)
-            last = len(encoding.ids) if end == len(side.text) else self._encoder.first_token_past(encoding, end)
-            stop = self._encoder.stop_token(encoding, first, last, stops)
-            words = last if stop is None else stop
-            if all(encoding.is_blank(token) for token in range(self._encoder.first_token_past(encoding, begin), words)):
-                raise _empty_completion(field, f'"{field}" is empty after the chat template')
-            mask[first : words + 1 if stop is not None else last] = True
-        ids = list(encoding.ids)
-        if stop is not None:
-            last = stop + 1
-        else:
-            if self._encoder.eos_id is None:
-                raise BadRow(
-                    "processing_class",
-                    "unfit tokenizer",
-                    "the tokenizer has no EOS token, so completions cannot end. Set tokenizer.eos_token = ...",
-                    structural=True,
-                )
-            ids.append(self._encoder.eos_id)
-            mask[last] = True
-            last += 1
-        return np.array(ids[start:last], np.int32), mask[start:last]
-
-    def _limit(self, parts: _Parts, options: RowOptions, index: int) -> PreferencePair:
-        """The pair cut to the limits: first the prompt, then each completion's tail."""
-        prompt = self._truncate_prompt(parts.prompt)
-        room = self.max_completion_length
-        if self.max_length is not None:
-            left = self.max_length - len(prompt)
-            if left < 1:
-                raise BadRow(
-                    "prompt",
-                    "prompt over the limit",
-                    f'"prompt" is {len(prompt)} tokens, which leaves no room for a completion in '
-                    f"max_length={self.max_length}. Raise max_length or lower max_prompt_length.",
-                )
-            room = left if room is None else min(room, left)
-        chosen, rejected = parts.chosen[:room], parts.rejected[:room]
-        chosen_mask, rejected_mask = parts.chosen_mask[:room], parts.rejected_mask[:room]
-        for field, mask in (("chosen", chosen_mask), ("rejected", rejected_mask)):
-            if not mask.any():
-                raise BadRow(
-                    field,
-                    "completion truncated to nothing",
-                    f'none of the {room} tokens left of "{field}" carries loss. Raise max_length or '
-                    "max_completion_length, or lower max_prompt_length.",
-                )
-        if np.array_equal(chosen, rejected):
-            cut = len(chosen) < max(len(parts.chosen), len(parts.rejected))
-            raise _equal(f" in their first {room} tokens, and the rest is cut off by the limits" if cut else " as tokens")
-        return PreferencePair(
-            prompt_ids=prompt,
-            chosen_ids=chosen,
-            rejected_ids=rejected,
-            chosen_loss_mask=chosen_mask,
-            rejected_loss_mask=rejected_mask,
-            index=index,
-            weight=options.weight,
-            ref_chosen_logps=options.ref_chosen_logps,
-            ref_rejected_logps=options.ref_rejected_logps,
-            prompt_truncated=len(parts.prompt) - len(prompt),
-            chosen_truncated=len(parts.chosen) - len(chosen),
-            rejected_truncated=len(parts.rejected) - len(rejected),
-        )
-
-    def _truncate_prompt(self, prompt: Int32[np.ndarray, " prompt"]) -> Int32[np.ndarray, " kept"]:
-        limit = self.max_prompt_length
-        if limit is None or len(prompt) <= limit:
-            return prompt
-        if self.truncation_mode == "keep_start":
-            return prompt[:limit]
-        if prompt[0] == self._encoder.bos_id:
-            return np.concatenate([prompt[:1], prompt[len(prompt) - limit + 1 :]])
-        return prompt[-limit:]
-
-
-def _as_row(row: object) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise BadRow("row", "wrong type", f"the row is {describe(row)}, expected a mapping from column to value.")
-    return row
-
-
-def _plain(prompt: str, completion: str) -> Rendering:
-    text = prompt + completion
-    return Rendering(text, len(prompt), ((len(prompt), len(text)),))
-
-
-def _as_messages(value: Any, field: str) -> list[Message]:
+def _as_messages(value: Any, field: str) -> list[Message] | None:
     if isinstance(value, str):
         return [{"role": "user" if field == "prompt" else "assistant", "content": value}]
-    return [] if value is None else normalise_messages(value, field)
+    return None if value is None else normalise_messages(value, field)
 
 
-def _answers(completion: list[Message], field: str) -> list[Message]:
-    """The completion up to its last answer; what follows carries no loss and changes nothing before it."""
+def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:
+    """The completion without the turns behind its last answer: they carry no loss and change nothing before them."""
     answers = [number for number, message in enumerate(completion) if message["role"] == "assistant"]
     if not answers:
-        raise _empty_completion(field, f'"{field}" holds no assistant message')
+        raise empty_completion(field, f'"{field}" holds no assistant message')
     for number in answers:
-        message = completion[number]
-        if not message["content"].strip() and "tool_calls" not in message:
-            raise _empty_completion(field, f'assistant message {number} of "{field}" is empty')
+        if not completion[number]["content"].strip() and "tool_calls" not in completion[number]:
+            raise empty_completion(field, f'"{field}" holds an empty assistant message')
     return completion[: answers[-1] + 1]
 
 
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    length = min(len(first), len(second))
-    differs = np.array(first[:length]) != np.array(second[:length])
-    return int(differs.argmax()) if differs.any() else length
-
-
-def _empty_completion(field: str, found: str) -> BadRow:
-    return BadRow(field, "empty completion", f"{found}. Give the answer's text, or remove the row.")
-
-
-def _equal(how: str = "") -> BadRow:
-    return BadRow(
-        "rejected",
-        "chosen equals rejected",
-        f'"chosen" and "rejected" are the same{how}, so there is no preference to learn. Remove the row.',
-    )
-
-
-def _repeated(field: str) -> BadRow:
-    return BadRow(
-        field,
-        "prompt repeated in completion",
-        f'"{field}" begins with the whole prompt, which would be read twice. Give only the answer as "{field}", or leave '
-        'out "prompt" where both completions repeat it.',
-    )
+def _empty_prompt(found: str) -> BadRow:
+    return BadRow("prompt", "empty prompt", f"{found}. Give a prompt, or remove the row.")

@@ -20,43 +20,30 @@ def common_prefix_length(first: str, second: str) -> int:
     return low
 
 
-def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The shared beginning as prompt, and what is left of chosen and rejected.
+def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """The shared beginning as prompt, and what is left of chosen and rejected; None when they share no whole word.
 
     The cut falls before white space in both texts, so no word is split and the white space opens the completions.
-
-    Raises:
-      BadRow: "no shared prompt".
     """
     for cut in range(common_prefix_length(chosen, rejected), 0, -1):
         both_at_space = chosen[cut : cut + 1].isspace() and rejected[cut : cut + 1].isspace()
         if both_at_space and not chosen[cut - 1].isspace() and chosen[cut:].strip() and rejected[cut:].strip():
             return chosen[:cut], chosen[cut:], rejected[cut:]
-    raise BadRow(
-        "prompt",
-        "no shared prompt",
-        'there is no "prompt", and "chosen" and "rejected" share no first word to take as one. Add a "prompt" column.',
-    )
+    return None
 
 
 def split_shared_messages(
     chosen: Sequence[Message], rejected: Sequence[Message]
-) -> tuple[list[Message], list[Message], list[Message]]:
+) -> tuple[list[Message], list[Message], list[Message]] | None:
     """The longest shared run of first messages after which both answer, and what is left of chosen and rejected.
 
-    Raises:
-      BadRow: "no shared prompt".
+    None when there is none.
     """
     shared = shared_messages(chosen, rejected)
     for cut in range(min(shared, len(chosen) - 1, len(rejected) - 1), 0, -1):
         if chosen[cut]["role"] == rejected[cut]["role"] == "assistant":
             return list(chosen[:cut]), list(chosen[cut:]), list(rejected[cut:])
-    raise BadRow(
-        "prompt",
-        "no shared prompt",
-        'there is no "prompt", and "chosen" and "rejected" share no first messages followed by an assistant message '
-        'in both. Add a "prompt" column, or begin both conversations with the same turns.',
-    )
+    return None
 
 
 def gather_prompt(
@@ -81,8 +68,8 @@ def gather_prompt(
             raise BadRow(
                 field,
                 "no shared prompt",
-                f'"{field}" goes on from the prompt with a {messages[0]["role"]} message that the other completion does '
-                "not have; a pair is two answers to one prompt. Give both the same turns before their first answer.",
+                f'"{field}" goes on with a {messages[0]["role"]} message that the other completion lacks; '
+                "a pair is two answers to one prompt. Give both the same turns before their first answer.",
             )
     return prompt, chosen, rejected
 

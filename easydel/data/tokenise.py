@@ -56,12 +56,38 @@ class Encoder:
         self.eos_id = tokenizer.eos_token_id
         special_ids = list(tokenizer.all_special_ids)
         self.special_tokens = dict(zip(special_ids, tokenizer.convert_ids_to_tokens(special_ids), strict=True))
-        probe = self._call("a", add_special_tokens=True)["input_ids"]
-        self.adds_bos = self.bos_id is not None and probe[:1] == [self.bos_id]
+        probe = self._probe()
+        self.adds_bos = self.bos_id is not None and list(probe["input_ids"][:1]) == [self.bos_id]
 
-    def encode(self, text: str) -> Encoding:
-        """The text's tokens; with exactly one BOS in front where the tokenizer or the text puts one there."""
-        called = self._call(text, add_special_tokens=False)
+    def _probe(self) -> Any:
+        try:
+            probe = self._tokenizer("a", add_special_tokens=True, return_offsets_mapping=True)
+            probe["offset_mapping"]
+        except (NotImplementedError, KeyError, TypeError) as error:
+            raise BadRow(
+                "processing_class",
+                "unfit tokenizer",
+                f"{type(self._tokenizer).__name__} gives no character offsets ({error!r}), which are needed to tell "
+                "prompt tokens from completion tokens. Load a fast tokenizer: AutoTokenizer.from_pretrained(...).",
+                structural=True,
+            ) from error
+        return probe
+
+    def encode(self, text: str, field: str) -> Encoding:
+        """The text's tokens, with exactly one BOS in front where the tokenizer or the text puts one there.
+
+        Raises:
+          BadRow: "bad value" for text that is not Unicode, naming `field`.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(
+                field,
+                "bad value",
+                f'"{field}" or its prompt holds half a surrogate pair ({error}), which is not text. Mend the encoding.',
+            ) from error
+        called = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(called["input_ids"]), list(called["offset_mapping"])
         if self.adds_bos and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
@@ -73,11 +99,7 @@ class Encoder:
 
     def first_token_past(self, encoding: Encoding, cut: int) -> int:
         """The first token that reaches beyond character `cut`; those before it lie wholly inside the first part."""
-        token = 0
-        for _, end in encoding.offsets:
-            if end > cut:
-                break
-            token += 1
+        token = next((token for token, (_, end) in enumerate(encoding.offsets) if end > cut), len(encoding.offsets))
         if token > 0 and encoding.text[cut : cut + 1].isspace() and self._untrimmed_end(encoding, token - 1) > cut:
             return token - 1
         return token
@@ -112,18 +134,3 @@ class Encoder:
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
         return token_id in stop_ids and encoding.text[start:end].strip() == self.special_tokens.get(token_id)
-
-    def _call(self, text: str, *, add_special_tokens: bool) -> Any:
-        try:
-            called = self._tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-            called["offset_mapping"]
-        except (NotImplementedError, KeyError, TypeError) as error:
-            raise BadRow(
-                "processing_class",
-                "unfit tokenizer",
-                f"{type(self._tokenizer).__name__} gives no character offsets, which are needed to tell prompt tokens "
-                f"from completion tokens ({error}). Load a fast tokenizer: AutoTokenizer.from_pretrained(..., "
-                "use_fast=True).",
-                structural=True,
-            ) from error
-        return called

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.mesh import mesh_of, tree_shardings
 
 
 class EasyDeLState(eqx.Module):
@@ -31,7 +32,11 @@ class EasyDeLState(eqx.Module):
     @classmethod
     def create(cls, model: EasyDeLBaseModule, tx: optax.GradientTransformation | None = None) -> Self:
         """A state at step 0; the optimiser state takes the parameters' shardings."""
-        opt_state = None if tx is None else jax.jit(tx.init)(model)
+        opt_state, mesh = None, mesh_of(model)
+        if tx is not None:
+            # By path: the moments of a parameter end in that parameter's name, so the same rules fit.
+            shardings = None if mesh is None else tree_shardings(jax.eval_shape(tx.init, model), model.partition_rules, mesh)
+            opt_state = jax.jit(tx.init, out_shardings=shardings)(model)
         return cls(step=jnp.int32(0), model=model, opt_state=opt_state, tx=tx)
 
     def apply_gradients(self, grads: PyTree) -> Self:

@@ -1,0 +1,191 @@
+"""Pack preference trees into the rows of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from easydel.data.preference import PreferencePair
+
+PROMPT, CHOSEN, REJECTED = 0, 1, 2
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingLayout:
+    """How pairs become rows. Log-probabilities do not depend on it, only time and memory do.
+
+    Attributes:
+      padding_value: token id that fills the rest of a row; never read, whatever it is.
+      packing: several pairs share a row; otherwise one pair a row.
+      share_prompt: chosen and rejected hang off one copy of the prompt; otherwise each has its own.
+      row_multiple: the number of rows is a multiple of this (devices times accumulation steps).
+    """
+
+    padding_value: int
+    packing: bool = True
+    share_prompt: bool = True
+    row_multiple: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tree:
+    """One pair laid out as it will stand in a row: the tokens of `pack`'s batch keys, places counted from 0."""
+
+    pair: PreferencePair
+    input_ids: Int[np.ndarray, " length"]
+    position_ids: Int[np.ndarray, " length"]
+    sequence_ids: Int[np.ndarray, " length"]  # 0, or 0 and 1 where each completion has its own prompt
+    branch_ids: Int[np.ndarray, " length"]
+    target_positions: Int[np.ndarray, " targets"]
+    target_ids: Int[np.ndarray, " targets"]
+    target_sides: Int[np.ndarray, " targets"]  # 0 chosen, 1 rejected
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.size
+
+
+def lay_out(pair: PreferencePair, share_prompt: bool) -> Tree:
+    """Write one pair as ``prompt, chosen, rejected``, or as ``prompt, chosen, prompt, rejected``.
+
+    A completion's token i is predicted where the token before it stands; the prompt's last token predicts the first
+    token of both completions. Only tokens that carry loss become targets.
+    """
+    prompt, chosen, rejected = pair.prompt_ids.size, pair.chosen_ids.size, pair.rejected_ids.size
+    after_prompt = np.arange(prompt, prompt + max(chosen, rejected))
+    if share_prompt:
+        parts = [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
+        branches, sequences = [PROMPT, CHOSEN, REJECTED], [0, 0, 0]
+        positions = [np.arange(prompt), after_prompt[:chosen], after_prompt[:rejected]]
+        rejected_prompt_end, rejected_start = prompt - 1, prompt + chosen
+    else:
+        parts = [pair.prompt_ids, pair.chosen_ids, pair.prompt_ids, pair.rejected_ids]
+        branches, sequences = [PROMPT, CHOSEN, PROMPT, REJECTED], [0, 0, 1, 1]
+        positions = [np.arange(prompt), after_prompt[:chosen], np.arange(prompt), after_prompt[:rejected]]
+        rejected_prompt_end, rejected_start = 2 * prompt + chosen - 1, 2 * prompt + chosen
+    sizes = [part.size for part in parts]
+    predicts_chosen = np.concatenate([[prompt - 1], np.arange(prompt, prompt + chosen - 1)])
+    predicts_rejected = np.concatenate(
+        [[rejected_prompt_end], np.arange(rejected_start, rejected_start + rejected - 1)]
+    )
+    chosen_mask, rejected_mask = pair.chosen_loss_mask, pair.rejected_loss_mask
+    return Tree(
+        pair=pair,
+        input_ids=np.concatenate(parts),
+        position_ids=np.concatenate(positions),
+        sequence_ids=np.repeat(sequences, sizes),
+        branch_ids=np.repeat(branches, sizes),
+        target_positions=np.concatenate([predicts_chosen[chosen_mask], predicts_rejected[rejected_mask]]),
+        target_ids=np.concatenate([pair.chosen_ids[chosen_mask], pair.rejected_ids[rejected_mask]]),
+        target_sides=np.repeat([0, 1], [chosen_mask.sum(), rejected_mask.sum()]),
+    )
+
+
+def _is_truncated(pair: PreferencePair) -> bool:
+    return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
+
+
+def bucket(size: int) -> int:
+    """The smallest of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, … that holds `size`."""
+    step = 1 << max(0, (size - 1).bit_length() - 3)
+    return -(-size // step) * step
+
+
+def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """First-fit decreasing: indices of the trees of each row, none longer than `row_length` in all.
+
+    Never needs more than 11/9 of the best number of rows, plus one (Johnson 1973).
+    """
+    rows: list[list[int]] = []
+    space: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        row = next((row for row, left in enumerate(space) if left >= lengths[index]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            space.append(row_length)
+        rows[row].append(index)
+        space[row] -= lengths[index]
+    return rows
+
+
+def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
+    """Pack pairs into one batch of the tree layout.
+
+    Returns:
+      int32 arrays ``input_ids, position_ids, segment_ids, branch_ids`` [rows, length];
+      ``target_positions, target_ids, target_slots`` [rows, targets] (``target_slots`` is ``2 * slot + side``, -1 where
+      there is no target); ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's place in the data) and
+      ``pair_order`` (its place in `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (any part
+      was cut) [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
+
+    Raises:
+      ValueError: no pairs, or some with ready-made reference log-probs and some without.
+    """
+    if not pairs:
+        raise ValueError("pack got no pairs; a batch needs at least one.")
+    trees = [lay_out(pair, layout.share_prompt) for pair in pairs]
+    lengths = [tree.length for tree in trees]
+    row_length = 16 * bucket(-(-max(lengths) // 16))
+    members = assign_rows(lengths, row_length) if layout.packing else [[index] for index in range(len(trees))]
+    rows = layout.row_multiple * bucket(-(-len(members) // layout.row_multiple))
+    slots = bucket(max(len(row) for row in members))
+    targets = 16 * bucket(-(-max(sum(trees[i].target_ids.size for i in row) for row in members) // 16))
+
+    def empty(width: int, fill: float = 0, dtype: type = np.int32) -> np.ndarray:
+        return np.full((rows, width), fill, dtype)
+
+    batch: Batch = {
+        "input_ids": empty(row_length, layout.padding_value),
+        "position_ids": empty(row_length),
+        "segment_ids": empty(row_length),
+        "branch_ids": empty(row_length),
+        "target_positions": empty(targets),
+        "target_ids": empty(targets),
+        "target_slots": empty(targets, -1),
+        "pair_mask": empty(slots, False, np.bool_),
+        "pair_index": empty(slots, -1),
+        "pair_order": empty(slots, -1),
+        "pair_truncated": empty(slots, False, np.bool_),
+        "pair_weight": empty(slots, 0, np.float32),
+    }
+    known = [pair.ref_chosen_logps is not None for pair in pairs]
+    if any(known) and not all(known):
+        raise ValueError(
+            f"{sum(known)} of {len(pairs)} pairs of one batch bring ref_chosen_logps and ref_rejected_logps; "
+            "give both columns in every row or in none."
+        )
+    if all(known):
+        batch["ref_chosen_logps"] = empty(slots, 0, np.float32)
+        batch["ref_rejected_logps"] = empty(slots, 0, np.float32)
+
+    for row, indices in enumerate(members):
+        start = target_start = 0
+        for slot, index in enumerate(indices):
+            tree = trees[index]
+            span = (row, slice(start, start + tree.length))
+            target_span = (row, slice(target_start, target_start + tree.target_ids.size))
+            sequences = 1 if layout.share_prompt else 2
+            batch["input_ids"][span] = tree.input_ids
+            batch["position_ids"][span] = tree.position_ids
+            batch["segment_ids"][span] = 1 + sequences * slot + tree.sequence_ids
+            batch["branch_ids"][span] = tree.branch_ids
+            batch["target_positions"][target_span] = start + tree.target_positions
+            batch["target_ids"][target_span] = tree.target_ids
+            batch["target_slots"][target_span] = 2 * slot + tree.target_sides
+            batch["pair_mask"][row, slot] = True
+            batch["pair_index"][row, slot] = tree.pair.index
+            batch["pair_order"][row, slot] = index
+            batch["pair_truncated"][row, slot] = _is_truncated(tree.pair)
+            batch["pair_weight"][row, slot] = tree.pair.weight
+            if all(known):
+                batch["ref_chosen_logps"][row, slot] = tree.pair.ref_chosen_logps
+                batch["ref_rejected_logps"][row, slot] = tree.pair.ref_rejected_logps
+            start += tree.length
+            target_start += tree.target_ids.size
+    return batch

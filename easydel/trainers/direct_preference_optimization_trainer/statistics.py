@@ -1,0 +1,36 @@
+"""What the host can say of a batch without asking the device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from easydel.data.packing import Batch
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.trainers.trainer import BatchStatistics
+
+
+def describe_batch(batch: Batch, model: EasyDeLBaseModule, dropped_rows: int) -> BatchStatistics:
+    """Pairs, tokens, useful arithmetic, padding, completion lengths and truncation of a batch."""
+    pairs = int(np.count_nonzero(batch["pair_mask"]))
+    tokens = int(np.count_nonzero(batch["segment_ids"]))
+    targets = batch["target_slots"]
+    scored = int(np.count_nonzero(targets >= 0))
+    chosen = int(np.count_nonzero((targets >= 0) & (targets % 2 == 0)))
+    head = 2 * model.config.vocab_size * model.config.hidden_size
+    means = {
+        "padding_fraction": 1 - tokens / batch["input_ids"].size,
+        "completion_length/chosen": chosen / pairs,
+        "completion_length/rejected": (scored - chosen) / pairs,
+        "dropped_rows": float(dropped_rows),
+    }
+    if "pair_truncated" in batch:
+        means["truncated_fraction"] = float(batch["pair_truncated"].sum()) / pairs
+    rows = batch["pair_index"][batch["pair_mask"]].tolist()
+    return BatchStatistics(
+        examples=pairs,
+        tokens=tokens,
+        # Forward and backward: three times the forward pass.
+        flops=3.0 * (tokens * model.flops_per_token + scored * head),
+        means=means,
+        names="rows " + ", ".join(map(str, rows[:32])) + (" …" if len(rows) > 32 else ""),
+    )

@@ -1,0 +1,98 @@
+"""One update and one evaluation of preference optimisation, as pure functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.base_state import EasyDeLState
+from easydel.trainers.direct_preference_optimization_trainer.losses import PairScores
+from easydel.trainers.direct_preference_optimization_trainer.scoring import (
+    DeviceBatch,
+    PairLogps,
+    score_in_micro_batches,
+    score_pairs,
+    split_micro_batches,
+)
+
+Objective = Callable[[PairScores], Float[Array, "*pairs"]]
+Metrics = dict[str, Array]
+
+
+def training_step(
+    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, beta: float, micro_batches: int, remat: bool
+) -> tuple[EasyDeLState, Metrics]:
+    """One optimiser update on one batch that carries reference log-probs.
+
+    The loss is the mean over the batch's pairs whatever the number of micro-batches. A non-finite loss or gradient
+    leaves the state as it was and sets ``nonfinite``.
+    """
+    num_pairs = jnp.sum(batch["pair_mask"])
+
+    def loss(model: EasyDeLBaseModule, micro: DeviceBatch) -> tuple[Array, Metrics]:
+        metrics = preference_metrics(score_pairs(model, micro, remat=remat), micro, objective, beta, num_pairs)
+        return metrics["loss"], metrics
+
+    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    if micro_batches == 1:
+        (_, metrics), gradient = loss_and_gradient(state.model, batch)
+    else:
+        def add_micro_batch(total, micro):
+            (_, metrics), gradient = loss_and_gradient(state.model, micro)
+            return jax.tree.map(jnp.add, total, (metrics, gradient)), None
+
+        parts = split_micro_batches(batch, micro_batches)
+        first = jax.tree.map(lambda part: part[0], parts)
+        shapes = jax.eval_shape(loss_and_gradient, state.model, first)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0][1], shapes[1]))
+        (metrics, gradient), _ = jax.lax.scan(add_micro_batch, nothing, parts)
+
+    grad_norm = optax.global_norm(gradient)
+    is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
+    updated = state.apply_gradients(gradient)
+    # The step counter moves on either way: it counts batches.
+    kept = state.replace(step=updated.step)
+    state = jax.tree.map(functools.partial(jnp.where, is_finite), updated, kept)
+    return state, metrics | {"grad_norm": grad_norm, "nonfinite": ~is_finite}
+
+
+def evaluation_step(
+    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, beta: float, micro_batches: int
+) -> Metrics:
+    """The metrics of one batch that carries reference log-probs, without gradients."""
+    policy = score_in_micro_batches(state.model, batch, micro_batches)
+    return preference_metrics(policy, batch, objective, beta, jnp.sum(batch["pair_mask"]))
+
+
+def preference_metrics(
+    policy: PairLogps, batch: DeviceBatch, objective: Objective, beta: float, num_pairs: Array
+) -> Metrics:
+    """This batch's share of the means over `num_pairs` pairs; shares of micro-batches add up to the mean.
+
+    Rewards are ``beta`` times the log-ratio, in nats; a tie counts one half as accurate; only the loss is weighted.
+    """
+    scores = PairScores(
+        chosen=policy.chosen - batch["ref_chosen_logps"], rejected=policy.rejected - batch["ref_rejected_logps"]
+    )
+    losses = objective(scores) * batch["pair_weight"]
+    margins = scores.chosen - scores.rejected
+
+    def mean(values: Float[Array, "rows slots"]) -> Array:
+        return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / num_pairs
+
+    return {"loss": mean(losses)} | jax.lax.stop_gradient(
+        {
+            "rewards/chosen": mean(beta * scores.chosen),
+            "rewards/rejected": mean(beta * scores.rejected),
+            "rewards/margins": mean(beta * margins),
+            "rewards/accuracies": mean((jnp.sign(margins) + 1) / 2),
+            "logps/chosen": mean(policy.chosen),
+            "logps/rejected": mean(policy.rejected),
+        }
+    )

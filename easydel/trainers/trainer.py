@@ -1,0 +1,415 @@
+"""The training loop. It knows models, states and batches; what a batch means is a subclass's business."""
+
+from __future__ import annotations
+
+import abc
+import collections
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.base_state import EasyDeLState
+from easydel.infra.device import peak_flops
+from easydel.infra.mesh import create_mesh, mesh_of, put_batch
+from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.metrics import MeanMetrics
+from easydel.trainers.optimizers import make_optimizer, make_schedule
+from easydel.trainers.progress import ProgressReporter
+from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
+from easydel.trainers.training_arguments import TrainingArguments
+
+logger = logging.getLogger("easydel")
+
+Batch = dict[str, np.ndarray]
+DeviceBatch = dict[str, jax.Array]
+Metrics = dict[str, Any]
+BATCHES_ON_DEVICE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfigureDataloaderOutput:
+    """Batches to train and evaluate on.
+
+    Attributes:
+      train: one pass is the whole run, all epochs; None without a training set.
+      evaluation: one pass is one evaluation, by the name of the set.
+      steps: updates that `train` is expected to give, before ``max_training_steps``; None when unknown.
+      steps_per_epoch: updates of one pass over the data; None when unknown.
+    """
+
+    train: Iterable[Batch] | None
+    evaluation: dict[str, Iterable[Batch]]
+    steps: int | None
+    steps_per_epoch: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfigureFunctionOutput:
+    """Compiled steps and what they run on.
+
+    Attributes:
+      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up.
+      sharded_evaluation_step_function: ``(state, batch) -> metrics``.
+      mesh: the devices.
+      checkpoint_manager: writes checkpoints, or None when the run keeps none.
+    """
+
+    sharded_training_step_function: Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
+    sharded_evaluation_step_function: Callable[[EasyDeLState, DeviceBatch], Metrics]
+    mesh: Mesh
+    checkpoint_manager: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStatistics:
+    """What the host knows of a batch without asking the device.
+
+    Attributes:
+      examples: how many examples the batch's means stand for.
+      tokens: tokens that are not padding.
+      flops: useful floating-point operations of one training step on it.
+      means: further numbers for the log, each a mean over the examples.
+      names: what to call the examples in a message, e.g. "rows 3, 17, 4".
+    """
+
+    examples: int
+    tokens: int
+    flops: float
+    means: dict[str, float]
+    names: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerOutput:
+    """What a run gives back.
+
+    Attributes:
+      state: the final state; its ``model`` is the trained one.
+      metrics: the last ``train/…`` and ``eval/…`` numbers.
+      log_history: every line that was logged.
+      run_folder: where the files are, or None.
+    """
+
+    state: EasyDeLState
+    metrics: dict[str, float]
+    log_history: list[LogLine]
+    run_folder: Path | None
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a non-finite loss or gradient; none of them was applied."""
+
+
+class Trainer(abc.ABC):
+    """Trains a model: batches in, updates, logs, evaluations out.
+
+    A subclass gives the batches (`configure_dataloaders`), the two steps (`make_steps`) and what the host can say of
+    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy.
+
+    Args:
+      arguments: options of the run.
+      model: a model, or a state (its optimiser state is continued when it has one).
+      processing_class: tokenizer, saved beside the model.
+      callbacks: listeners besides the trackers and the progress bar.
+    """
+
+    # Metric -> label of those shown in the progress bar.
+    progress_metrics: ClassVar[dict[str, str]] = {"loss": "loss"}
+
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        model: EasyDeLBaseModule | EasyDeLState,
+        processing_class: Any = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        self.arguments = arguments
+        self.processing_class = processing_class
+        self.log_history: list[LogLine] = []
+        self.run_folder: Path | None = None
+        self.total_steps = 0
+        self.dataloaders = self.configure_dataloaders()
+        if arguments.do_eval and not self.dataloaders.evaluation:
+            raise ValueError("do_eval=True, but there is no eval_dataset; give one or leave do_eval out.")
+        if arguments.evaluation_steps is not None and not self.dataloaders.evaluation:
+            raise ValueError(
+                f"evaluation_steps={arguments.evaluation_steps} has no effect without an eval_dataset; give one."
+            )
+        self._user_callbacks = list(callbacks)
+        self._callbacks: list[TrainerCallback] = []
+        self.state = self.configure_model(model)
+        self._functions: TrainerConfigureFunctionOutput | None = None
+
+    # What a subclass gives.
+
+    @abc.abstractmethod
+    def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
+        """Make the loaders; nothing is read before they are iterated."""
+
+    @abc.abstractmethod
+    def make_steps(
+        self,
+    ) -> tuple[
+        Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]],
+        Callable[[EasyDeLState, DeviceBatch], Metrics],
+    ]:
+        """The pure training and evaluation steps, not yet compiled; metrics are means over the batch's examples."""
+
+    @abc.abstractmethod
+    def batch_statistics(self, batch: Batch) -> BatchStatistics:
+        """Count a batch on the host."""
+
+    @abc.abstractmethod
+    def evaluation_loader(self, dataset: Any) -> Iterable[Batch]:
+        """Batches of a set that was not given at construction."""
+
+    def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
+        """Add to a batch on the device what the step needs besides; called before every step."""
+        return batch
+
+    def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
+        """Hook before update number `step` (from 1)."""
+        return state
+
+    def on_step_end(self, state: EasyDeLState, metrics: Metrics, step: int) -> tuple[EasyDeLState, Metrics]:
+        """Hook after update number `step` (from 1); the metrics that come back are the ones logged."""
+        return state, metrics
+
+    def check_first_step(self, metrics: Mapping[str, Any]) -> None:
+        """Hook with the first update's metrics; raise if they can't be right."""
+
+    # Set-up.
+
+    def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
+        """The state to train, on its mesh, in buffers of its own."""
+        state = model if isinstance(model, EasyDeLState) else EasyDeLState.create(model)
+        self.mesh = mesh_of(state.model) or create_mesh()
+        if mesh_of(state.model) is None:
+            state = state.replace(model=state.model.shard(self.mesh))
+        state = jax.tree.map(lambda array: array.copy(), state)
+        steps = self.dataloaders.steps
+        limit = self.arguments.max_training_steps
+        if self.dataloaders.train is not None:
+            if steps is None and limit is None:
+                raise ValueError("the training set's length is unknown; set max_training_steps.")
+            self.total_steps = min(value for value in (steps, limit) if value is not None)
+        self._schedule = make_schedule(self.arguments, self.total_steps)
+        if state.tx is None:
+            state = EasyDeLState.create(state.model, make_optimizer(self.arguments, self._schedule)).replace(
+                step=state.step
+            )
+        return state
+
+    def configure_functions(self) -> TrainerConfigureFunctionOutput:
+        """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
+        train, evaluate = self.make_steps()
+        return TrainerConfigureFunctionOutput(
+            sharded_training_step_function=jax.jit(
+                train, donate_argnums=0, out_shardings=(self.state.shardings, None)
+            ),
+            sharded_evaluation_step_function=jax.jit(evaluate),
+            mesh=self.mesh,
+            checkpoint_manager=None,
+        )
+
+    @property
+    def functions(self) -> TrainerConfigureFunctionOutput:
+        """The compiled steps, made once."""
+        if self._functions is None:
+            self._functions = self.configure_functions()
+        return self._functions
+
+    @property
+    def model(self) -> EasyDeLBaseModule:
+        """The model as trained so far."""
+        return self.state.model
+
+    # The loop.
+
+    def train(self) -> TrainerOutput:
+        """Train to the end of the data or ``max_training_steps``, evaluating before, on schedule and after.
+
+        Returns:
+          The final state, the last metrics and the whole log.
+
+        Raises:
+          NonFiniteError: the loss or gradient stayed non-finite; `self.state` is the last good state.
+          ValueError: there is no training set.
+        """
+        if self.dataloaders.train is None:
+            raise ValueError("train() needs a train_dataset.")
+        arguments = self.arguments
+        self.run_folder = arguments.make_run_folder()
+        self._callbacks = self._make_callbacks()
+        do_eval = bool(self.dataloaders.evaluation) and arguments.do_eval is not False
+        window, waiting = _Window(), None
+        first, nonfinite_in_a_row = int(self.state.step), 0
+        train_step = self.functions.sharded_training_step_function
+        step = evaluated = first
+        self._notify("on_train_begin")
+        try:
+            if do_eval:
+                self.evaluate()
+            batches = self._on_device(itertools.islice(self.dataloaders.train, self.total_steps - first))
+            with jax.set_mesh(self.mesh):
+                for batch, device_batch in batches:
+                    step += 1
+                    state = self.on_step_start(self.state, step)
+                    self.state, metrics = train_step(state, self.prepare_batch(state, device_batch))
+                    if step == first + 1:
+                        self.check_first_step(jax.device_get(metrics))
+                    self.state, metrics = self.on_step_end(self.state, metrics, step)
+                    window.add(step, metrics, self.batch_statistics(batch))
+                    self._notify("on_step_end", step)
+                    if step % arguments.log_steps == 0:
+                        # One window late: the numbers of the window before are there by now, so nothing waits.
+                        if waiting is not None:
+                            nonfinite_in_a_row = self._log_window(waiting, nonfinite_in_a_row)
+                        waiting, window = window.close(), _Window()
+                    if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
+                        if waiting is not None:
+                            nonfinite_in_a_row, waiting = self._log_window(waiting, nonfinite_in_a_row), None
+                        self.evaluate()
+                        evaluated = step
+            for rest in (waiting, window.close()):
+                if rest is not None and len(rest.metrics):
+                    nonfinite_in_a_row = self._log_window(rest, nonfinite_in_a_row)
+            if do_eval and evaluated != step:
+                self.evaluate()
+        finally:
+            self._notify("on_train_end")
+        last: dict[str, float] = {}
+        for line in self.log_history:
+            last |= {name: value for name, value in line.items() if name != "step"}
+        return TrainerOutput(self.state, last, self.log_history, self.run_folder)
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """Evaluate on `dataset`, or on every set given at construction.
+
+        Returns:
+          ``eval/…`` means over all examples, ``eval/<name>/…`` for named sets; also logged.
+        """
+        sets = self.dataloaders.evaluation if dataset is None else {"": self.evaluation_loader(dataset)}
+        if not sets:
+            raise ValueError("evaluate() needs a dataset: give one here or as eval_dataset.")
+        results: dict[str, float] = {}
+        evaluation_step = self.functions.sharded_evaluation_step_function
+        for name, loader in sets.items():
+            means, started, examples = MeanMetrics(), time.perf_counter(), 0
+            with jax.set_mesh(self.mesh):
+                for batch, device_batch in self._on_device(loader):
+                    statistics = self.batch_statistics(batch)
+                    metrics = evaluation_step(self.state, self.prepare_batch(self.state, device_batch))
+                    means.add(metrics | statistics.means, statistics.examples)
+                    examples += statistics.examples
+            if not len(means):
+                raise ValueError(f"evaluation set {name!r} gave no examples.")
+            prefix = f"eval/{name}/" if name else "eval/"
+            results |= {prefix + key: value for key, value in means.means().items()}
+            results[prefix + "pairs_per_second"] = examples / (time.perf_counter() - started)
+        self._log({"step": int(self.state.step)} | results)
+        return results
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as trained so far and its tokenizer as a Hugging Face folder."""
+        self.model.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(str(folder))
+
+    def _make_callbacks(self) -> list[TrainerCallback]:
+        callbacks = list(self._user_callbacks)
+        if self.run_folder is not None:
+            callbacks.append(JsonLinesTracker(self.run_folder))
+            callbacks += [TRACKERS[name](self.run_folder) for name in self.arguments.report_to]
+        if self.arguments.progress_bar:
+            callbacks.append(ProgressReporter())
+        return callbacks
+
+    def _on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
+        """Batches with their copies on the device, sent two ahead of their use."""
+        ahead: collections.deque[tuple[Batch, DeviceBatch]] = collections.deque()
+        for batch in batches:
+            ahead.append((batch, put_batch(batch, self.mesh)))
+            if len(ahead) > BATCHES_ON_DEVICE:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _log_window(self, window: _Window, nonfinite_in_a_row: int) -> int:
+        """Log a window's means; returns how many updates up to its end were non-finite in a row."""
+        for metrics, (step, statistics) in zip(window.metrics.fetch(), window.steps):
+            if not metrics["nonfinite"]:
+                nonfinite_in_a_row = 0
+                continue
+            nonfinite_in_a_row += 1
+            message = f"update {step} was skipped: its loss or gradient is not finite ({statistics.names})"
+            logger.warning("%s.", message)
+            if nonfinite_in_a_row >= self.arguments.max_nonfinite_steps:
+                raise NonFiniteError(
+                    f"{message}, {nonfinite_in_a_row} in a row. The state is the last good one. "
+                    "Look at these rows, lower learning_rate, or raise max_nonfinite_steps."
+                )
+        means = window.metrics.means()
+        seconds = window.seconds
+        epoch_steps = self.dataloaders.steps_per_epoch
+        line = {f"train/{name}": value for name, value in means.items()} | {
+            "train/learning_rate": float(self._schedule(window.last_step - 1)),
+            "train/num_tokens": window.tokens,
+            "train/tokens_per_second": window.tokens / seconds,
+            "train/pairs_per_second": window.examples / seconds,
+            "train/mfu": window.flops / seconds / peak_flops(self.mesh),
+        }
+        if epoch_steps is not None:
+            line["train/epoch"] = window.last_step / epoch_steps
+        self._log({"step": window.last_step} | line)
+        return nonfinite_in_a_row
+
+    def _log(self, line: LogLine) -> None:
+        self.log_history.append(line)
+        self._notify("on_log", line)
+
+    def _notify(self, event: str, *arguments: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(self, *arguments)
+
+
+class _Window:
+    """The updates of one log line."""
+
+    def __init__(self) -> None:
+        self.metrics = MeanMetrics()
+        self.steps: list[tuple[int, BatchStatistics]] = []
+        self._started = time.perf_counter()
+        self.seconds = 0.0
+
+    def add(self, step: int, metrics: Metrics, statistics: BatchStatistics) -> None:
+        self.metrics.add(metrics | statistics.means, statistics.examples)
+        self.steps.append((step, statistics))
+
+    def close(self) -> _Window:
+        self.seconds = time.perf_counter() - self._started
+        return self
+
+    @property
+    def last_step(self) -> int:
+        return self.steps[-1][0]
+
+    @property
+    def tokens(self) -> int:
+        return sum(statistics.tokens for _, statistics in self.steps)
+
+    @property
+    def examples(self) -> int:
+        return sum(statistics.examples for _, statistics in self.steps)
+
+    @property
+    def flops(self) -> float:
+        return sum(statistics.flops for _, statistics in self.steps)

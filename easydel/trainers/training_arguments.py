@@ -1,0 +1,124 @@
+"""Everything about a run that is not about preferences."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+Tracker = Literal["tensorboard"]
+
+
+def require(condition: bool, field: str, value: Any, expected: str) -> None:
+    """Raise the `ValueError` every bad option gets: the field, what was given, what was expected."""
+    if not condition:
+        raise ValueError(f"{field}={value!r}, expected {expected}.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingArguments:
+    """Options of a training run; ranges and combinations are checked when it is made."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    total_batch_size: int = 32
+    """Examples of one optimiser update, over all devices and accumulation steps."""
+    gradient_accumulation_steps: int = 1
+    """Parts an update is computed in, one after the other; changes memory, not results."""
+    eval_batch_size: int | None = None
+    """Examples of one evaluation batch; None takes total_batch_size."""
+    num_train_epochs: int = 1
+    """Most passes over the training data."""
+    max_training_steps: int | None = None
+    """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
+
+    optimizer: Literal["adamw", "lion", "adafactor"] = "adamw"
+    """Optimiser, from optax."""
+    scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning rate after warm-up: constant, or down to zero at the last step."""
+    warmup_steps: int = 0
+    """Updates over which the learning rate rises from zero."""
+    warmup_ratio: float = 0.0
+    """The same as a share of all updates; give one of the two."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on weight matrices; norms and biases have none."""
+    clip_grad: float | None = 1.0
+    """Largest global norm of the gradient; None does not clip."""
+    extra_optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """More arguments of the optimiser, e.g. b1, b2, eps."""
+
+    shuffle_train_dataset: bool = True
+    """A different order of rows each epoch; False keeps the file's order."""
+    shuffle_seed_train: int = 64871
+    """Seed of that order."""
+    max_dropped_share: float = 0.05
+    """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
+
+    gradient_checkpointing: bool = True
+    """Keep one activation a layer and rebuild the rest in the backward pass; less memory, a little more time."""
+    max_nonfinite_steps: int = 3
+    """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
+
+    do_eval: bool | None = None
+    """Evaluate before the first step, on schedule and at the end; None does so when there is an evaluation set."""
+    evaluation_steps: int | None = None
+    """Also evaluate every so many updates."""
+    log_steps: int = 1
+    """Updates of one line in the log."""
+    report_to: tuple[Tracker, ...] = ()
+    """Trackers besides metrics.jsonl."""
+    progress_bar: bool = True
+    """A bar on a terminal, lines now and then in a log."""
+    save_directory: str | None = "runs"
+    """Where run folders go; None writes no files."""
+    model_name: str = "dpo"
+    """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "total_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "log_steps",
+            "max_nonfinite_steps",
+        ):
+            require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
+        for field in ("eval_batch_size", "max_training_steps", "evaluation_steps"):
+            value = getattr(self, field)
+            require(value is None or value >= 1, field, value, "None or a whole number of at least 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
+        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", self.clip_grad, "None or a number above 0")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "a whole number of at least 0")
+        require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
+        require(0 <= self.max_dropped_share <= 1, "max_dropped_share", self.max_dropped_share, "a share from 0 to 1")
+        require(bool(self.model_name), "model_name", self.model_name, "a folder name")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio} both set the warm-up; "
+                "set one of them to 0."
+            )
+        if self.do_eval is False and self.evaluation_steps is not None:
+            raise ValueError(
+                f"evaluation_steps={self.evaluation_steps} has no effect with do_eval=False; remove one of the two."
+            )
+        if self.report_to and self.save_directory is None:
+            raise ValueError(f"report_to={self.report_to} needs a folder to write to; set save_directory.")
+        # Two mistakes that would otherwise show only after the model is loaded.
+        from easydel.trainers.optimizers import check_optimizer_kwargs
+
+        check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
+
+    def make_run_folder(self) -> Path | None:
+        """A new folder for this run: ``save_directory/model_name``, numbered when that exists."""
+        if self.save_directory is None:
+            return None
+        base = Path(self.save_directory).expanduser() / self.model_name
+        folder, number = base, 1
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = base.with_name(f"{base.name}-{number}")
