@@ -139,9 +139,9 @@ class EasyDeLBaseModule(eqx.Module):
           max_shard_size: largest file, e.g. "5GB".
         """
         tensors = named_tensors(self, self.tensor_names, None if dtype is None else np.dtype(jnp.dtype(dtype)))
-        stored = str(tensors["model.embed_tokens.weight"].dtype)
-        config = json.loads(self.config.hf_config) | {"torch_dtype": stored}
-        config.pop("dtype", None)
+        config = json.loads(self.config.hf_config)
+        # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
+        config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
         write_folder(folder, config, tensors, max_shard_size)
 
     def to_state(self, tx: optax.GradientTransformation | None = None) -> EasyDeLState:
