@@ -28,7 +28,23 @@ _PUBLIC = {
     "TrainingArguments": "easydel.trainers.training_arguments",
     "open_source": "easydel.data.open_source",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "AutoEasyDeLModelForCausalLM",
+    "DPOConfig",
+    "DPOTrainer",
+    "EasyDeLBaseConfig",
+    "EasyDeLBaseModule",
+    "EasyDeLState",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "ShardedDataSource",
+    "Trainer",
+    "TrainerCallback",
+    "TrainingArguments",
+    "open_source",
+]
 
 if TYPE_CHECKING:
     from easydel.data.open_source import open_source

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tiny programs run once: compiling them is most of the suite's time, and half of that is LLVM's optimiser.
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}"
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from easydel.data.preference import PreferencePair
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.modules.llama import LlamaForCausalLM
 
 VOCABULARY = 64
+
+# Every trainer compiles its steps anew; in a test session most of them are the same program.
+_compiled = tempfile.TemporaryDirectory(prefix="easydel-tests-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def tiny_config(**changes) -> EasyDeLBaseConfig:
@@ -55,3 +66,59 @@ def tiny_model() -> LlamaForCausalLM:
 def pairs() -> list[PreferencePair]:
     rng = np.random.default_rng(0)
     return [random_pair(rng, index) for index in range(7)]
+
+
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz.,?!:'-0123456789ABT\n"
+SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and the special tokens of a chat model."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=None))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def make_rows() -> list[dict]:
+    """Twelve chat rows; the chosen answer says please."""
+    things = [
+        "tea",
+        "the bus",
+        "a map",
+        "rain",
+        "bread",
+        "my cat",
+        "a song",
+        "the sea",
+        "chess",
+        "snow",
+        "a pen",
+        "ink",
+    ]
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"tell me about {thing}"}],
+            "chosen": [{"role": "assistant", "content": f"please, {thing} is good."}],
+            "rejected": [{"role": "assistant", "content": f"no. {thing}? no idea, ask them."}],
+        }
+        for thing in things
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict]:
+    return make_rows()

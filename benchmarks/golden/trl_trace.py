@@ -239,6 +239,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = render(tokenizer, arguments.data, arguments.rows)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    # SmolLM2's pad token is its stop token, and torch's Embedding gives the pad token's row no gradient from the input
+    # side: a quirk of that class, not part of the objective. Without it every token's embedding is trained.
+    model.get_input_embeddings().padding_idx = None
     micro_batches_per_step = len(rows) // arguments.micro_batch_size
     settings = {
         "loss_type": arguments.loss_type,

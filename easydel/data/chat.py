@@ -136,7 +136,8 @@ class ChatTemplate:
     def _render_turns(self, messages: list[Message], field: str) -> str:
         """The conversation as text, without an EOS that closes the conversation behind its last turn's own stop."""
         text = self.render(messages, field)
-        eos = self.special_tokens.get(self.tokenizer.eos_token_id, "")
+        eos_id = self.tokenizer.eos_token_id
+        eos = "" if eos_id is None else self.special_tokens.get(eos_id, "")
         turns = text.rstrip().removesuffix(eos)
         ends_twice = text.rstrip().endswith(eos) and turns.rstrip().endswith(tuple(self.special_tokens.values()))
         # Phi-3 writes <|end|> after each turn and EOS after all of them; a going conversation shows which it is.

@@ -103,6 +103,10 @@ def read_token_ids(value: object, field: str, vocabulary_size: int) -> np.ndarra
     Raises:
       BadRow: "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the vocabulary.
     """
+    if value is None:
+        raise BadRow(
+            field, "missing value", f'"{field}" is None, but token-id rows need all three columns. Fill it in.'
+        )
     if not is_list(value):
         raise BadRow(
             field,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -38,12 +38,12 @@ SHAREGPT_ROLES = {
 TOOL_CALL_ROLES = ("function_call", "tool_call")
 
 
-def is_list(value: object) -> bool:
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a sequence of things, rather than text: a list, a tuple or a numpy array."""
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
-def is_message_list(value: object) -> bool:
+def is_message_list(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """Whether a value looks like a conversation: an empty list, or a list whose first entry is a mapping."""
     return is_list(value) and (len(value) == 0 or isinstance(value[0], Mapping))
 

@@ -47,7 +47,7 @@ def open_source(spec: str | PathLike | Iterable[str | PathLike]) -> ShardedDataS
 
     Raises:
       FileNotFoundError: nothing goes by that name; names the nearest that do.
-      ValueError: a suffix that is not known.
+      ValueError: a suffix that is not known, or a saved data set with several splits.
     """
     specs = [spec] if isinstance(spec, (str, PathLike)) else list(spec)
     names = [name for one in specs for name in _expand(fspath(one))]
@@ -66,11 +66,11 @@ def _expand(name: str) -> list[str]:
         return [filesystem.unstrip_protocol(found) if remote else found for found in paths]
 
     if filesystem.isdir(path):
-        if not remote and (Path(path) / "state.json").is_file():
-            return _saved_dataset_files(Path(path))
+        if not remote and (saved := _saved_dataset_files(Path(path), name)):
+            return saved
         found = sorted(inside for inside in filesystem.ls(path, detail=False) if _suffix(inside) is not None)
         if not found:
-            raise FileNotFoundError(f"the folder {name} holds no file that ends in {_suffixes()}.{_splits(path)}")
+            raise FileNotFoundError(f"the folder {name} holds no file that ends in {_suffixes()}.")
         return [f"{name.rstrip('/')}/{inside.rsplit('/', 1)[-1]}" for inside in found]
     if filesystem.exists(path):
         return [name]
@@ -81,16 +81,18 @@ def _expand(name: str) -> list[str]:
     raise FileNotFoundError(f"there is no file {name}.{_near(path, filesystem)}")
 
 
-def _saved_dataset_files(folder: Path) -> list[str]:
-    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order."""
-    state = json.loads((folder / "state.json").read_text())
-    return [str(folder / entry["filename"]) for entry in state["_data_files"]]
-
-
-def _splits(path: str) -> str:
-    """Where a folder holds saved data sets, a sentence that names them."""
-    splits = sorted(state.parent.name for state in Path(path).glob("*/state.json"))
-    return f" It holds the saved data sets {', '.join(splits)}: name one of them." if splits else ""
+def _saved_dataset_files(folder: Path, name: str) -> list[str]:
+    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order; none for any other folder."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text())["splits"]
+        raise ValueError(
+            f"{name} holds the splits {', '.join(names)}; give the folder of one, such as {name}/{names[0]}."
+        )
+    state = folder / "state.json"
+    if not state.is_file():
+        return []
+    return [str(folder / entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]]
 
 
 def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:

@@ -90,21 +90,32 @@ def _is_truncated(pair: PreferencePair) -> bool:
     return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
 
 
+# Shapes come from these ladders, so that a run compiles a handful of programs at most.
+SHORTEST_ROW = 64
+TOKENS_PER_SLOT = 16
+
+
+def row_length_for(longest: int) -> int:
+    """The power of two that holds the longest tree."""
+    return max(SHORTEST_ROW, 1 << (longest - 1).bit_length())
+
+
 def bucket(size: int) -> int:
-    """The smallest of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, … that holds `size`."""
-    step = 1 << max(0, (size - 1).bit_length() - 3)
-    return -(-size // step) * step
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that holds `size`."""
+    power = 1 << (size - 1).bit_length()
+    return 3 * power // 4 if size <= 3 * power // 4 and power >= 4 else power
 
 
-def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """First-fit decreasing: indices of the trees of each row, none longer than `row_length` in all.
+def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[list[int]]:
+    """First-fit decreasing: indices of the trees of each row, at most `slots` and no longer than `row_length` in all.
 
     Never needs more than 11/9 of the best number of rows, plus one (Johnson 1973).
     """
     rows: list[list[int]] = []
     space: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        row = next((row for row, left in enumerate(space) if left >= lengths[index]), None)
+        fits = (row for row, left in enumerate(space) if left >= lengths[index] and len(rows[row]) < slots)
+        row = next(fits, None)
         if row is None:
             row = len(rows)
             rows.append([])
@@ -119,10 +130,12 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
 
     Returns:
       int32 arrays ``input_ids, position_ids, segment_ids, branch_ids`` [rows, length];
-      ``target_positions, target_ids, target_slots`` [rows, targets] (``target_slots`` is ``2 * slot + side``, -1 where
-      there is no target); ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's place in the data) and
-      ``pair_order`` (its place in `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (any part
-      was cut) [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
+      ``target_positions, target_ids, target_slots`` [rows, targets], filled from the left (``target_slots`` is
+      ``2 * slot + side``, -1 where there is no target);
+      ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's place in the data) and ``pair_order`` (its place in
+      `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (any part was cut) [rows, slots] bool;
+      ``pair_weight`` [rows, slots] float32;
+      ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
 
     Raises:
       ValueError: no pairs, or some with ready-made reference log-probs and some without.
@@ -131,11 +144,12 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         raise ValueError("pack got no pairs; a batch needs at least one.")
     trees = [lay_out(pair, layout.share_prompt) for pair in pairs]
     lengths = [tree.length for tree in trees]
-    row_length = 16 * bucket(-(-max(lengths) // 16))
-    members = assign_rows(lengths, row_length) if layout.packing else [[index] for index in range(len(trees))]
+    row_length = row_length_for(max(lengths))
+    slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
+    members = assign_rows(lengths, row_length, slots)
     rows = layout.row_multiple * bucket(-(-len(members) // layout.row_multiple))
-    slots = bucket(max(len(row) for row in members))
-    targets = 16 * bucket(-(-max(sum(trees[i].target_ids.size for i in row) for row in members) // 16))
+    # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
+    targets = row_length
 
     def empty(width: int, fill: float = 0, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, width), fill, dtype)

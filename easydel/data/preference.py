@@ -149,21 +149,18 @@ class PreferenceTransform:
         elif not prompt.strip() and self._encoder.bos_id is None:
             raise _empty_prompt(f'"prompt" is {describe(prompt)}, and the tokenizer has no BOS token to stand for it')
         refuse_repeated_text(prompt, chosen=chosen, rejected=rejected)
-        sides = (
-            Rendering(prompt + completion, len(prompt), ((len(prompt), len(prompt) + len(completion)),))
-            for completion in (chosen, rejected)
-        )
         stop_ids = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
-        return split_renderings(self._encoder, *sides, stop_ids)
+        return split_renderings(self._encoder, _joined(prompt, chosen), _joined(prompt, rejected), stop_ids)
 
     def _from_messages(self, row: Mapping[str, Any], columns: Mapping[str, Any], options: RowOptions) -> PairTokens:
         """Chat: text stands for one message, and everything goes through the chat template."""
-        given, chosen, rejected = (_as_messages(columns[field], field) for field in columns)
+        chosen = _as_messages(columns["chosen"], "chosen")
+        rejected = _as_messages(columns["rejected"], "rejected")
         refuse_equal(chosen, rejected)
-        if given is None:
+        if columns["prompt"] is None:
             prompt, chosen, rejected = split_shared_messages(chosen, rejected) or missing_prompt(row, "messages")
         else:
-            prompt, chosen, rejected = gather_prompt(given, chosen, rejected)
+            prompt, chosen, rejected = gather_prompt(_as_messages(columns["prompt"], "prompt"), chosen, rejected)
         if not any(message["content"].strip() for message in prompt):
             raise _empty_prompt('"prompt" has no messages with text in them')
         chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
@@ -175,10 +172,15 @@ class PreferenceTransform:
         )
 
 
-def _as_messages(value: Any, field: str) -> list[Message] | None:
+def _joined(prompt: str, completion: str) -> Rendering:
+    text = prompt + completion
+    return Rendering(text, len(prompt), ((len(prompt), len(text)),))
+
+
+def _as_messages(value: Any, field: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "user" if field == "prompt" else "assistant", "content": value}]
-    return None if value is None else normalise_messages(value, field)
+    return normalise_messages(value, field)
 
 
 def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:

@@ -89,10 +89,10 @@ class Encoder:
             ) from error
         called = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(called["input_ids"]), list(called["offset_mapping"])
-        if self.adds_bos and ids[:1] != [self.bos_id]:
+        if self.adds_bos:
             ids.insert(0, self.bos_id)
             offsets.insert(0, (0, 0))
-        doubled = 0
+        doubled = 0  # the text may bring a BOS of its own, or two
         while self.bos_id is not None and ids[doubled : doubled + 2] == [self.bos_id, self.bos_id]:
             doubled += 1
         return Encoding(text, ids[doubled:], offsets[doubled:])
@@ -100,17 +100,21 @@ class Encoder:
     def first_token_past(self, encoding: Encoding, cut: int) -> int:
         """The first token that reaches beyond character `cut`; those before it lie wholly inside the first part."""
         token = next((token for token, (_, end) in enumerate(encoding.offsets) if end > cut), len(encoding.offsets))
-        if token > 0 and encoding.text[cut : cut + 1].isspace() and self._untrimmed_end(encoding, token - 1) > cut:
+        # Behind a cut, only a space can belong to the token before it without showing in that token's offsets.
+        if token > 0 and encoding.text[cut : cut + 1] == " " and self._untrimmed_end(encoding, token - 1) > cut:
             return token - 1
         return token
 
     def _untrimmed_end(self, encoding: Encoding, token: int) -> int:
-        """Where a token really ends: byte-level tokenizers may report ".\\n\\n" as covering only the "."."""
-        end = encoding.offsets[token][1]
-        if end == 0 or encoding.text[end - 1].isspace():
+        """Where a token really ends: some byte-level tokenizers report "is " as covering only the "is"."""
+        start, end = encoding.offsets[token]
+        if start == end:  # nothing but spaces, reported as the place where they end
             return end
-        written = self._tokenizer.decode([encoding.ids[token]])
-        return end + len(written) - len(written.rstrip())
+        return (
+            end
+            + _spaces_at_end(self._tokenizer.decode([encoding.ids[token]]))
+            - _spaces_at_end(encoding.text[start:end])
+        )
 
     def stop_token(self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int]) -> int | None:
         """The position of the stop token that closes tokens [start, end), looking past white space; None if absent.
@@ -134,3 +138,7 @@ class Encoder:
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
         return token_id in stop_ids and encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+
+
+def _spaces_at_end(text: str) -> int:
+    return len(text) - len(text.rstrip(" "))

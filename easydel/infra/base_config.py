@@ -78,7 +78,9 @@ class HuggingFaceConfig:
         if kind not in ("linear", "llama3"):
             raise ValueError(f'config.json asks for rope_type "{kind}"; supported are default, linear and llama3.')
         fields = {f.name for f in dataclasses.fields(RotaryScaling)}
-        return theta, RotaryScaling(**{key: value for key, value in rope.items() if key in fields} | {"rope_type": kind})
+        return theta, RotaryScaling(
+            **{key: value for key, value in rope.items() if key in fields} | {"rope_type": kind}
+        )
 
     def decoder(self, **family: Any) -> EasyDeLBaseConfig:
         """The fields that every family shares, plus what the `family` file says."""

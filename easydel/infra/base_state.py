@@ -35,7 +35,9 @@ class EasyDeLState(eqx.Module):
         opt_state, mesh = None, mesh_of(model)
         if tx is not None:
             # By path: the moments of a parameter end in that parameter's name, so the same rules fit.
-            shardings = None if mesh is None else tree_shardings(jax.eval_shape(tx.init, model), model.partition_rules, mesh)
+            shardings = (
+                None if mesh is None else tree_shardings(jax.eval_shape(tx.init, model), model.partition_rules, mesh)
+            )
             opt_state = jax.jit(tx.init, out_shardings=shardings)(model)
         return cls(step=jnp.int32(0), model=model, opt_state=opt_state, tx=tx)
 
@@ -52,7 +54,7 @@ class EasyDeLState(eqx.Module):
 
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields exchanged."""
-        own = {"step": self.step, "model": self.model, "opt_state": self.opt_state, "tx": self.tx}
+        own: dict[str, Any] = {"step": self.step, "model": self.model, "opt_state": self.opt_state, "tx": self.tx}
         if unknown := fields.keys() - own.keys():
             raise TypeError(f"EasyDeLState has no {sorted(unknown)}; its fields are {list(own)}.")
         return type(self)(**(own | fields))

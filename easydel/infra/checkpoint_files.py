@@ -51,11 +51,15 @@ class SafetensorsFolder:
         for file in files:
             path = self.folder / file
             if not path.exists():
-                raise FileNotFoundError(f"{index} names {file}, which is not in {self.folder}; is the download complete?")
+                raise FileNotFoundError(
+                    f"{index} names {file}, which is not in {self.folder}; is the download complete?"
+                )
             try:
                 reader = self._stack.enter_context(safe_open(str(path), framework="numpy"))
             except SafetensorError as error:
-                raise ValueError(f"{path} is not a readable safetensors file ({error}); is the download complete?") from error
+                raise ValueError(
+                    f"{path} is not a readable safetensors file ({error}); is the download complete?"
+                ) from error
             self._readers.update(dict.fromkeys(reader.keys(), reader))
 
     @property

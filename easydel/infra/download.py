@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import IO
+
+from easydel.infra.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +21,6 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 
 class DownloadError(RuntimeError):
     """A model file could not be fetched, or is not the one expected."""
-
-
-def cache_folder() -> Path:
-    """The user's private easydel cache, made if absent: ``$XDG_CACHE_HOME/easydel``, else ``~/.cache/easydel``."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The base directory specification asks to ignore a relative path.
-    folder = (root if root.is_absolute() else Path.home() / ".cache") / "easydel"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return folder
 
 
 def smollm2_135m_instruct() -> Path:

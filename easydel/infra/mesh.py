@@ -19,35 +19,40 @@ DATA_AXES = ("dp", "fsdp")
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
-def create_mesh(sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1)) -> Mesh:
-    """A mesh over all devices with axes ``("dp", "fsdp", "ep", "tp", "sp")``.
+def create_mesh(
+    sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1), devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with axes ``("dp", "fsdp", "ep", "tp", "sp")``.
 
     Args:
       sharding_axis_dims: size of each axis; one of them may be -1 and takes the devices that are left.
+      devices: the devices to use; None takes all.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    devices, dims = jax.device_count(), list(sharding_axis_dims)
+    devices = jax.devices() if devices is None else devices
+    count, dims = len(devices), list(sharding_axis_dims)
     problem = None
     if len(dims) != len(AXIS_NAMES) or dims.count(-1) > 1 or any(d < 1 and d != -1 for d in dims):
         problem = "give five positive sizes, at most one of them -1"
     else:
         fixed = math.prod(d for d in dims if d != -1)
-        if -1 in dims and devices % fixed == 0:
-            dims[dims.index(-1)] = devices // fixed
-        if math.prod(dims) != devices:
-            problem = f"their product must be the number of devices, {devices}"
+        if -1 in dims and count % fixed == 0:
+            dims[dims.index(-1)] = count // fixed
+        if math.prod(dims) != count:
+            problem = f"their product must be the number of devices, {count}"
     if problem:
         raise ValueError(f"sharding_axis_dims={tuple(sharding_axis_dims)} for axes {AXIS_NAMES}: {problem}.")
-    return jax.make_mesh(dims, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
+    return jax.make_mesh(dims, AXIS_NAMES, devices=devices, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh that a pytree's arrays already lie on, or None."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-            return leaf.sharding.mesh
+            mesh = leaf.sharding.mesh
+            return mesh if isinstance(mesh, Mesh) else None
     return None
 
 

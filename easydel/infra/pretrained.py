@@ -81,7 +81,8 @@ def load_parameters(
     def load(path: str, shape: tuple[int, ...]) -> jax.Array:
         name = tensor_names[path]
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            index = index or (slice(None),) * len(shape)
             if "{layer}" not in name:
                 return files.read(name, index).astype(param_dtype)
             layers = range(*index[0].indices(shape[0]))

@@ -88,7 +88,9 @@ class SelfAttention(eqx.Module):
         )
 
     def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend[T]) -> tuple[Array, T]:
-        q, k, v = (project(x).reshape(x.shape[0], -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).reshape(x.shape[0], -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         attended, extra = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -183,7 +185,9 @@ class DecoderForCausalLM(EasyDeLBaseModule):
             config=config,
             dtype=jnp.dtype(dtype),
             embed_tokens=Embedding(std * jax.random.normal(embedding, (config.vocab_size, config.hidden_size))),
-            layers=jax.vmap(lambda key: DecoderLayer.init(key, config))(jax.random.split(layers, config.num_hidden_layers)),
+            layers=jax.vmap(lambda key: DecoderLayer.init(key, config))(
+                jax.random.split(layers, config.num_hidden_layers)
+            ),
             norm=RMSNorm(jnp.ones(config.hidden_size), config.rms_norm_eps),
             lm_head=None
             if config.tie_word_embeddings

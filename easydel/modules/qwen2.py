@@ -17,7 +17,9 @@ def sliding_layers(config: HuggingFaceConfig) -> tuple[int | None, ...]:
     default = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
     types = config.get("layer_types", default)
     if len(types) != layers or not set(types) <= {"sliding_attention", "full_attention"}:
-        raise ValueError(f"config.json has layer_types={types}; expected sliding_attention or full_attention, {layers} times.")
+        raise ValueError(
+            f"config.json has layer_types={types}; expected sliding_attention or full_attention, {layers} times."
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 

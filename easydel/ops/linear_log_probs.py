@@ -9,108 +9,102 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def linear_log_probs(
-    hidden: Float[Array, "tokens hidden"],
+    hidden: Float[Array, "rows tokens hidden"],
     weight: Float[Array, "vocab hidden"],
-    targets: Int[Array, " tokens"],
+    targets: Int[Array, "rows tokens"],
+    count: int | Int[Array, ""] | None = None,
     chunk_size: int = 512,
     soft_cap: float | None = None,
-) -> Float[Array, " tokens"]:
-    """Log-probability of one target token a row under ``softmax(hidden @ weight.T)``, in nats, float32.
+) -> Float[Array, "rows tokens"]:
+    """Log-probability of one target token a place under ``softmax(hidden @ weight.T)``, in nats, float32.
 
     .. math:: z_i = W h_i, \\qquad \\log p_i = z_{i,t_i} - \\log \\textstyle\\sum_v e^{z_{i,v}}
 
-    Tokens go through in chunks, so peak memory is ``chunk_size * vocab`` instead of ``tokens * vocab``; the backward
-    pass rebuilds each chunk's logits. Products accumulate in float32 whatever the inputs' dtype: DPO compares sums
-    over hundreds of tokens, and bf16 logits are off by 0.07 nats on a sum of 512.
+    Places go through in chunks of whole columns, so peak memory is ``chunk_size * vocab`` instead of
+    ``rows * tokens * vocab``; the backward pass rebuilds each chunk's logits. Products accumulate in float32 whatever
+    the inputs' dtype: DPO compares sums over hundreds of tokens, and bf16 logits are off by 0.07 nats on a sum of 512.
 
     Args:
       hidden: final hidden states that predict the targets.
       weight: output embedding (the language-model head).
       targets: token ids, ``0 <= id < vocab``.
-      chunk_size: tokens whose logits exist at the same time.
+      count: columns in use; those from here on cost nothing, give 0 and pass no gradient. None uses all.
+      chunk_size: about how many places' logits exist at the same time.
       soft_cap: ``c`` of ``z -> c tanh(z / c)`` where the model caps its logits.
 
     Returns:
-      float32 log-probabilities, one a token.
+      float32 log-probabilities, one a place.
 
     Example:
-      >>> h, w = jnp.eye(2), jnp.eye(2)
-      >>> linear_log_probs(h, w, jnp.array([0, 0])).round(4).tolist()
-      [-0.3133000135421753, -1.3133000135421753]
+      >>> h, w = jnp.eye(2)[None], jnp.eye(2)
+      >>> linear_log_probs(h, w, jnp.array([[0, 0]])).round(4).tolist()
+      [[-0.3133000135421753, -1.3133000135421753]]
     """
-    return _forward(hidden, weight, targets, chunk_size, soft_cap)[0]
+    return _forward(hidden, weight, targets, count, chunk_size, soft_cap)[0]
 
 
 def _logits(hidden: Array, weight: Array, soft_cap: float | None) -> Array:
-    logits = jax.lax.dot_general(hidden, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    logits = jnp.einsum("rth,vh->rtv", hidden, weight, preferred_element_type=jnp.float32)
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
-def _to_chunks(array: Array, chunk_size: int) -> Array:
-    """``[tokens, ...] -> [chunks, chunk, ...]``, padded with zeros.
-
-    Chunks take every ``chunks``-th token: a chunk of a token axis that is sharded over devices then holds an equal
-    share of every device's tokens, and nothing has to move.
-    """
-    chunks = -(-array.shape[0] // chunk_size)
-    padded = jnp.pad(array, [(0, chunks * chunk_size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
-    return padded.reshape(chunk_size, chunks, *array.shape[1:]).swapaxes(0, 1)
+def _chunking(shape: tuple[int, int], count: Array | None, chunk_size: int) -> tuple[int, int, int | Array]:
+    """Columns a chunk, columns after padding to whole chunks, and chunks in use."""
+    rows, tokens = shape
+    columns = min(tokens, max(1, chunk_size // rows))
+    chunks = -(-tokens // columns)
+    in_use = chunks if count is None else jnp.minimum(chunks, (count + columns - 1) // columns)
+    return columns, chunks * columns, in_use
 
 
-def _from_chunks(array: Array, tokens: int) -> Array:
-    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])[:tokens]
+def _pad(array: Array, tokens: int) -> Array:
+    return jnp.pad(array, [(0, 0), (0, tokens - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
 
 
-def _chunk_size(tokens: int, chunk_size: int) -> int:
-    """The even split nearest below `chunk_size`, so that the last chunk is not mostly padding."""
-    return -(-tokens // -(-tokens // chunk_size))
+def _forward(hidden, weight, targets, count, chunk_size, soft_cap):
+    columns, padded, chunks = _chunking(targets.shape, count, chunk_size)
+    padded_hidden, padded_targets = _pad(hidden, padded), _pad(targets, padded)
 
-
-def _forward(hidden, weight, targets, chunk_size, soft_cap):
-    tokens = hidden.shape[0]
-    chunk_size = _chunk_size(tokens, chunk_size)
-
-    def one_chunk(_, chunk):
-        h, t = chunk
+    def one_chunk(index, outputs):
+        start = index * columns
+        h, t = (jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1) for x in (padded_hidden, padded_targets))
         logits = _logits(h, weight, soft_cap)
         # A masked sum instead of a gather: it fuses with the soft-max and works on a vocabulary split over devices.
-        target = jnp.sum(jnp.where(jnp.arange(logits.shape[1]) == t[:, None], logits, 0.0), axis=1)
-        normalizer = jax.nn.logsumexp(logits, axis=1)
-        return None, (target - normalizer, normalizer)
+        target = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == t[..., None], logits, 0.0), axis=-1)
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        values = (target - normalizer, normalizer)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, start, axis=1) for o, v in zip(outputs, values))
 
-    _, (log_probs, normalizer) = jax.lax.scan(
-        one_chunk, None, (_to_chunks(hidden, chunk_size), _to_chunks(targets, chunk_size))
-    )
-    return _from_chunks(log_probs, tokens), (hidden, weight, targets, normalizer)
+    zeros = jnp.zeros((targets.shape[0], padded), jnp.float32)
+    log_probs, normalizer = jax.lax.fori_loop(0, chunks, one_chunk, (zeros, zeros))
+    return log_probs[:, : targets.shape[1]], (hidden, weight, targets, count, normalizer)
 
 
 def _backward(chunk_size, soft_cap, residuals, cotangent):
-    hidden, weight, targets, normalizer = residuals
-    tokens = hidden.shape[0]
-    chunk_size = _chunk_size(tokens, chunk_size)
+    hidden, weight, targets, count, normalizer = residuals
+    tokens = targets.shape[1]
+    columns, padded, chunks = _chunking(targets.shape, count, chunk_size)
+    inputs = (*tuple(_pad(x, padded) for x in (hidden, targets, cotangent)), normalizer)
 
-    def one_chunk(weight_gradient, chunk):
-        h, t, log_z, g = chunk
+    def one_chunk(index, gradients):
+        hidden_gradient, weight_gradient = gradients
+        start = index * columns
+        h, t, g, log_z = (jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1) for x in inputs)
         logits = _logits(h, weight, soft_cap)
-        one_hot = jnp.arange(logits.shape[1]) == t[:, None]
-        logits_gradient = g[:, None] * (one_hot - jnp.exp(logits - log_z[:, None]))
+        one_hot = jnp.arange(logits.shape[-1]) == t[..., None]
+        logits_gradient = g[..., None] * (one_hot - jnp.exp(logits - log_z[..., None]))
         if soft_cap is not None:
             logits_gradient *= 1 - jnp.square(logits / soft_cap)
         logits_gradient = logits_gradient.astype(hidden.dtype)
-        hidden_gradient = jnp.dot(logits_gradient, weight, preferred_element_type=jnp.float32)
-        weight_gradient += jax.lax.dot_general(
-            logits_gradient, h, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return weight_gradient, hidden_gradient
+        h_gradient = jnp.einsum("rtv,vh->rth", logits_gradient, weight, preferred_element_type=jnp.float32)
+        weight_gradient += jnp.einsum("rtv,rth->vh", logits_gradient, h, preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(hidden_gradient, h_gradient, start, axis=1), weight_gradient
 
-    weight_gradient, hidden_gradient = jax.lax.scan(
-        one_chunk,
-        jnp.zeros(weight.shape, jnp.float32),
-        (_to_chunks(hidden, chunk_size), _to_chunks(targets, chunk_size), normalizer, _to_chunks(cotangent, chunk_size)),
-    )
-    return _from_chunks(hidden_gradient, tokens).astype(hidden.dtype), weight_gradient.astype(weight.dtype), None
+    zeros = jnp.zeros((*inputs[0].shape[:2], hidden.shape[2]), jnp.float32), jnp.zeros(weight.shape, jnp.float32)
+    hidden_gradient, weight_gradient = jax.lax.fori_loop(0, chunks, one_chunk, zeros)
+    return hidden_gradient[:, :tokens].astype(hidden.dtype), weight_gradient.astype(weight.dtype), None, None
 
 
 linear_log_probs.defvjp(_forward, _backward)

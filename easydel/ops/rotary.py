@@ -41,7 +41,7 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | Non
 
 
 def rotary_angles(
-    position_ids: Int[Array, "..."], frequencies: Float[np.ndarray, " half"]
+    position_ids: Int[Array, ...], frequencies: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
     """Cosine and sine of every position's angles, float32."""
     angles = position_ids[..., None].astype(jnp.float32) * frequencies

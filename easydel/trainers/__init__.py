@@ -1,9 +1,37 @@
-"""Training loops and their options."""
+"""Training loops and their options; the names load on first use."""
 
-from easydel.trainers.callbacks import TrainerCallback
-from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
-from easydel.trainers.trainer import Trainer, TrainerOutput
-from easydel.trainers.training_arguments import TrainingArguments
+from __future__ import annotations
 
-__all__ = ["DPOConfig", "DPOTrainer", "Trainer", "TrainerCallback", "TrainerOutput", "TrainingArguments"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_DPO = "easydel.trainers.direct_preference_optimization_trainer"
+_PUBLIC = {
+    "DPOConfig": f"{_DPO}.dpo_config",
+    "DPOTrainer": f"{_DPO}.dpo_trainer",
+    "Trainer": "easydel.trainers.trainer",
+    "TrainerCallback": "easydel.trainers.callbacks",
+    "TrainerOutput": "easydel.trainers.trainer",
+    "TrainingArguments": "easydel.trainers.training_arguments",
+}
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "Trainer",
+    "TrainerCallback",
+    "TrainerOutput",
+    "TrainingArguments",
+]
+
+if TYPE_CHECKING:
+    from easydel.trainers.callbacks import TrainerCallback
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
+    from easydel.trainers.trainer import Trainer, TrainerOutput
+    from easydel.trainers.training_arguments import TrainingArguments
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'easydel.trainers' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

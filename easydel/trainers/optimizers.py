@@ -62,7 +62,9 @@ def check_optimizer_kwargs(optimizer: str, kwargs: Mapping[str, Any]) -> None:
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r}, expected one of {', '.join(OPTIMIZERS)}.")
     constructor, decay, mask = OPTIMIZERS[optimizer]
-    accepted = [name for name in inspect.signature(constructor).parameters if name not in ("learning_rate", decay, mask)]
+    accepted = [
+        name for name in inspect.signature(constructor).parameters if name not in ("learning_rate", decay, mask)
+    ]
     if unknown := [name for name in kwargs if name not in accepted]:
         raise ValueError(
             f"extra_optimizer_kwargs has {', '.join(unknown)}, which {optimizer} does not take here; "

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
+from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
-from easydel.infra.mesh import create_mesh, mesh_of, put_batch
+from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.trainers.callbacks import LogLine, TrainerCallback
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
@@ -109,6 +110,10 @@ class NonFiniteError(RuntimeError):
     """Too many updates in a row had a non-finite loss or gradient; none of them was applied."""
 
 
+class SelfCheckError(RuntimeError):
+    """The first update's numbers cannot be right; nothing after it was applied."""
+
+
 class Trainer(abc.ABC):
     """Trains a model: batches in, updates, logs, evaluations out.
 
@@ -184,8 +189,9 @@ class Trainer(abc.ABC):
         """Hook after update number `step` (from 1); the metrics that come back are the ones logged."""
         return state, metrics
 
+    @abc.abstractmethod
     def check_first_step(self, metrics: Mapping[str, Any]) -> None:
-        """Hook with the first update's metrics; raise if they can't be right."""
+        """Look at the first update's metrics; raise `SelfCheckError` if they can't be right."""
 
     # Set-up.
 
@@ -193,9 +199,7 @@ class Trainer(abc.ABC):
         """The state to train, on its mesh, in buffers of its own."""
         state = model if isinstance(model, EasyDeLState) else EasyDeLState.create(model)
         self.mesh = mesh_of(state.model) or create_mesh()
-        if mesh_of(state.model) is None:
-            state = state.replace(model=state.model.shard(self.mesh))
-        state = jax.tree.map(lambda array: array.copy(), state)
+        state = self._own(state)
         steps = self.dataloaders.steps
         limit = self.arguments.max_training_steps
         if self.dataloaders.train is not None:
@@ -204,18 +208,21 @@ class Trainer(abc.ABC):
             self.total_steps = min(value for value in (steps, limit) if value is not None)
         self._schedule = make_schedule(self.arguments, self.total_steps)
         if state.tx is None:
-            state = EasyDeLState.create(state.model, make_optimizer(self.arguments, self._schedule)).replace(
-                step=state.step
-            )
+            optimizer = make_optimizer(self.arguments, self._schedule)
+            state = EasyDeLState.create(state.model, optimizer).replace(step=state.step)
         return state
+
+    def _own(self, state: EasyDeLState) -> EasyDeLState:
+        """A copy of a state, laid out on the mesh by the model's rule table."""
+        shardings = tree_shardings(state, state.model.partition_rules, self.mesh)
+        return jax.tree.map(lambda array: array.copy(), jax.device_put(state, shardings))
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
         """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
+        enable_compilation_cache()
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
-            sharded_training_step_function=jax.jit(
-                train, donate_argnums=0, out_shardings=(self.state.shardings, None)
-            ),
+            sharded_training_step_function=jax.jit(train, donate_argnums=0, out_shardings=(self.state.shardings, None)),
             sharded_evaluation_step_function=jax.jit(evaluate),
             mesh=self.mesh,
             checkpoint_manager=None,

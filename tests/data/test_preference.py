@@ -1,5 +1,7 @@
 """Rows become pairs: every accepted form, the boundary, BOS, the stop token, masks and limits."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -251,6 +253,27 @@ def test_a_token_across_the_boundary_belongs_to_both_completions(make_tokenizer,
     assert pair.chosen_loss_mask.all() and pair.rejected_loss_mask.all()
 
 
+@pytest.mark.parametrize("trim_offsets", [False, True])
+@pytest.mark.parametrize(
+    ("kept", "prompt", "space", "across"),
+    [("I am sorry", "I am sorry.", "\n\n", ".\n\nBu"), ("Paris ", "Paris is", " ", "is ")],
+)
+def test_a_token_across_the_boundary_that_both_sides_share_is_completion_too(
+    make_tokenizer, trim_offsets, kept, prompt, space, across
+):
+    tokenizer = make_tokenizer("mistral", trim_offsets=trim_offsets, merge_across_words=True)
+    pair = pair_of(tokenizer, {"prompt": prompt, "chosen": f"{space}But no.", "rejected": f"{space}But yes."})
+    assert texts(tokenizer, pair)[0] == "<s>" + kept
+    assert tokenizer.decode(pair.chosen_ids[:1]) == tokenizer.decode(pair.rejected_ids[:1]) == across
+
+
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_a_space_that_is_a_token_of_its_own_stays_on_its_side(make_tokenizer, trim_offsets):
+    tokenizer = make_tokenizer("mistral", trim_offsets=trim_offsets)
+    pair = pair_of(tokenizer, {"prompt": "X ", "chosen": "  b", "rejected": "  c"})
+    assert texts(tokenizer, pair)[0] == "<s>X "
+
+
 def test_words_that_chosen_and_rejected_share_stay_completion(chatml):
     row = CHAT_ROW | {"chosen": [assistant("The answer is 42.")], "rejected": [assistant("The answer is 43.")]}
     assert texts(chatml, pair_of(chatml, row))[1:] == ("The answer is 42.<|im_end|>", "The answer is 43.<|im_end|>")
@@ -295,6 +318,11 @@ def test_a_template_that_rewrites_the_question_still_scores_only_the_answer(mist
     assert "France" in texts(mistral, pair)[0]
 
 
+def test_the_answer_is_found_even_where_the_question_quotes_it(mistral):
+    row = CHAT_ROW | {"prompt": "Is it Paris. or not?", "chosen": "Paris."}
+    assert texts(mistral, pair_of(with_template(mistral, LATE_PROMPT), row))[1].strip() == "Paris.</s>"
+
+
 # BOS and stop tokens
 
 
@@ -314,6 +342,11 @@ def test_plain_text_ends_in_one_eos_however_often_it_is_written(mistral, ending)
     pair = pair_of(mistral, TEXT_ROW | {"chosen": " yes" + ending})
     assert texts(mistral, pair)[1] == " yes</s>"
     assert pair.chosen_loss_mask[-1]
+
+
+def test_plain_text_that_ends_in_another_special_token_still_gets_eos(llama3):
+    pair = pair_of(llama3, TEXT_ROW | {"chosen": " yes<|eot_id|>"})
+    assert texts(llama3, pair)[1] == " yes<|eot_id|><|end_of_text|>"
 
 
 FAMILY_NAMES = ("chatml", "llama3", "mistral", "llama2", "phi3", "no_special_tokens")
@@ -514,7 +547,15 @@ def test_no_pair_is_longer_than_its_limits(
     assert len(pair.prompt_ids) + longest <= (max_length or 999)
 
 
-# Real rows
+# Threads and real rows
+
+
+def test_the_same_pairs_come_from_several_threads(real_rows, make_tokenizer):
+    rows = real_rows[:60]
+    expected = [PreferenceTransform(make_tokenizer("llama3"))(row) for row in rows]
+    fresh = PreferenceTransform(make_tokenizer("llama3"))
+    with ThreadPoolExecutor(4) as threads:
+        assert all(map(same, threads.map(fresh, rows), expected))
 
 
 def test_real_rows_are_all_used_but_for_two_that_echo_their_question(real_rows, chatml):

@@ -41,7 +41,10 @@ def test_greedy_generation_with_a_cache_equals_transformers(folder):
     assert model.generate(prompts, max_new_tokens=8) == golden["generated"].tolist()
     # Prompts of different lengths share a batch without disturbing one another.
     together = model.generate([prompts[0], prompts[1][:5]], max_new_tokens=4)
-    assert together == [model.generate([prompts[0]], max_new_tokens=4)[0], model.generate([prompts[1][:5]], max_new_tokens=4)[0]]
+    assert together == [
+        model.generate([prompts[0]], max_new_tokens=4)[0],
+        model.generate([prompts[1][:5]], max_new_tokens=4)[0],
+    ]
 
 
 def test_saving_and_loading_changes_nothing(folder, tmp_path):
@@ -138,7 +141,9 @@ def test_top_p_keeps_only_the_likeliest_tokens():
     prompt = load_golden(GOLDEN / "llama")["input_ids"][0, :16].tolist()
     greedy = model.generate([prompt], max_new_tokens=4)
     assert model.generate([prompt], max_new_tokens=4, temperature=1.0, top_p=1e-6, key=jax.random.key(1)) == greedy
-    samples = {tuple(model.generate([prompt], max_new_tokens=4, temperature=2.0, key=jax.random.key(s))[0]) for s in range(4)}
+    samples = {
+        tuple(model.generate([prompt], max_new_tokens=4, temperature=2.0, key=jax.random.key(s))[0]) for s in range(4)
+    }
     assert len(samples) > 1
     stop = greedy[0][1]
     expected = greedy[0][: greedy[0].index(stop)]

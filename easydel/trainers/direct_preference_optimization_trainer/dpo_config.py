@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES
+from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS
 from easydel.trainers.training_arguments import TrainingArguments, require
 
 
@@ -43,7 +43,7 @@ class DPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beta > 0, "beta", self.beta, "a number above 0")
-        require(self.loss_type in LOSSES, "loss_type", self.loss_type, f"one of {', '.join(LOSSES)}")
+        require(self.loss_type in LOSS_OPTIONS, "loss_type", self.loss_type, f"one of {', '.join(LOSS_OPTIONS)}")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)

@@ -14,10 +14,10 @@ from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
 from easydel.data.faults import DataError, FaultTally, RowFault
+from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import check_first_rows, make_loader
 from easydel.data.packing import Batch, PackingLayout, pack
 from easydel.data.preference import PreferencePair, PreferenceTransform
-from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
@@ -33,7 +33,7 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import (
 )
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
-from easydel.trainers.trainer import BatchStatistics, Trainer, TrainerConfigureDataloaderOutput
+from easydel.trainers.trainer import BatchStatistics, SelfCheckError, Trainer, TrainerConfigureDataloaderOutput
 
 PreferenceData = Dataset | IterableDataset | ShardedDataSource
 # Policy and reference run the same arithmetic on the same batch, so only the order of sums can differ.
@@ -99,7 +99,9 @@ class DPOTrainer(Trainer):
         self._train_dataset = train_dataset
         self._eval_dataset = eval_dataset
         policy = model.model if isinstance(model, EasyDeLState) else model
-        self._row_multiple = data_parallel_size(mesh_of(policy) or create_mesh()) * arguments.gradient_accumulation_steps
+        self._row_multiple = (
+            data_parallel_size(mesh_of(policy) or create_mesh()) * arguments.gradient_accumulation_steps
+        )
         self.tally = FaultTally(arguments.max_dropped_share)
         super().__init__(arguments, model, processing_class, callbacks)
         self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
@@ -151,7 +153,7 @@ class DPOTrainer(Trainer):
         objective = functools.partial(
             LOSSES[arguments.loss_type], beta=arguments.beta, label_smoothing=arguments.label_smoothing
         )
-        shared = {
+        shared: dict[str, Any] = {
             "objective": objective,
             "beta": arguments.beta,
             "micro_batches": arguments.gradient_accumulation_steps,
@@ -208,11 +210,11 @@ class DPOTrainer(Trainer):
         """A reference that is the policy's own start must give margin 0 at the first step.
 
         Raises:
-          RuntimeError: it does not, so something scores the two differently.
+          SelfCheckError: it does not, so something scores the two differently.
         """
         margin = float(metrics["rewards/margins"]) / self.arguments.beta
         if self._reference_is_start and not abs(margin) <= FIRST_STEP_TOLERANCE:
-            raise RuntimeError(
+            raise SelfCheckError(
                 f"self-check failed: policy and reference are the same model before the first update, but their "
                 f"log-ratio margin is {margin:.3g} nats, not 0 (loss {float(metrics['loss']):.6f}). If the data brings "
                 "ref_chosen_logps and ref_rejected_logps, they were made by another model, template or truncation."

@@ -51,16 +51,14 @@ def score_pairs(model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = F
     hidden = model.hidden_states(
         batch["input_ids"], batch["position_ids"], batch["segment_ids"], batch["branch_ids"], remat=remat
     )
-    predicting = jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1)
-    predicting = constrain(predicting.reshape(-1, hidden.shape[-1]), DATA_AXES)
-    logps = linear_log_probs(predicting, model.output_embedding, batch["target_ids"].reshape(-1))
-    sums = _sum_by_side(logps.reshape(batch["target_ids"].shape), batch)
+    predicting = constrain(jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1), DATA_AXES)
+    # Targets fill each row from the left, so the fullest row says how many columns need the vocabulary.
+    count = jnp.max(jnp.sum(batch["target_slots"] >= 0, axis=1))
+    sums = _sum_by_side(linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count), batch)
     return PairLogps(chosen=sums[..., 0], rejected=sums[..., 1])
 
 
-def _sum_by_side(
-    values: Float[Array, "rows targets"], batch: DeviceBatch
-) -> Float[Array, "rows slots 2"]:
+def _sum_by_side(values: Float[Array, "rows targets"], batch: DeviceBatch) -> Float[Array, "rows slots 2"]:
     slots = batch["pair_mask"].shape[1]
     # A product with a 0/1 matrix: deterministic, and its derivative is a gather.
     belongs = batch["target_slots"][..., None] == jnp.arange(2 * slots)

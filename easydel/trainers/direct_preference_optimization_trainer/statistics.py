@@ -25,7 +25,7 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule, dropped_rows: int) ->
     }
     if "pair_truncated" in batch:
         means["truncated_fraction"] = float(batch["pair_truncated"].sum()) / pairs
-    rows = batch["pair_index"][batch["pair_mask"]].tolist()
+    rows = sorted(batch["pair_index"][batch["pair_mask"]].tolist())
     return BatchStatistics(
         examples=pairs,
         tokens=tokens,

@@ -43,6 +43,7 @@ def training_step(
     if micro_batches == 1:
         (_, metrics), gradient = loss_and_gradient(state.model, batch)
     else:
+
         def add_micro_batch(total, micro):
             (_, metrics), gradient = loss_and_gradient(state.model, micro)
             return jax.tree.map(jnp.add, total, (metrics, gradient)), None

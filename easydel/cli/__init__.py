@@ -1,0 +1,5 @@
+"""The `easydel` command."""
+
+from easydel.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,188 @@
+"""`easydel dpo`: train a model on pairs of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from easydel.cli.failures import FailedRun, UsageError, refusing
+from easydel.cli.flags import parse_flags
+from easydel.cli.inputs import open_rows, open_tokenizer
+from easydel.cli.options import Section, own_options
+from easydel.cli.request import layers, require_options
+
+if TYPE_CHECKING:
+    from easydel.data.sources import ShardedDataSource
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
+    from easydel.trainers.trainer import TrainerOutput
+
+USAGE = "easydel dpo --model MODEL --train-dataset FILE [options]"
+DESCRIPTION = (
+    "Train a model on pairs of answers by direct preference optimisation. The trained model and its tokenizer are "
+    "written to the folder model inside the run folder."
+)
+MODEL_FOLDER = "model"
+# The fields of `DPOConfig` that decide what becomes of a row: those of `PreferenceTransform` besides its tokenizer,
+# written out because the help should not have to import the data package.
+DATA_OPTIONS = (
+    "max_length",
+    "max_prompt_length",
+    "max_completion_length",
+    "truncation_mode",
+    "tools",
+    "chat_template_kwargs",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run works on; how it trains is `DPOConfig`."""
+
+    model: str = dataclasses.field(metadata={"metavar": "MODEL"})
+    """Model to train: a Hugging Face folder, a .gguf file or a hub id."""
+    train_dataset: str | list[str] = dataclasses.field(metadata={"metavar": "FILE"})
+    """Pairs to train on: files, a folder, globs or URLs (.jsonl, .json, .parquet, .arrow, .csv)."""
+    eval_dataset: str | list[str] | dict[str, str] | None = dataclasses.field(
+        default=None, metadata={"metavar": "FILE|NAME=FILE"}
+    )
+    """Pairs to evaluate on; NAME=FILE, as often as needed, for several sets with a name each."""
+    reference_model: str | None = dataclasses.field(default=None, metadata={"metavar": "MODEL"})
+    """Model to stay near; none is the model as it was before training."""
+    chat_template: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    """File with a chat template (Jinja) to use in place of the tokenizer's."""
+    output: str | None = dataclasses.field(default=None, metadata={"metavar": "DIR"})
+    """Run folder, short for save_directory and model_name; a number is added when it exists."""
+    config: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    """YAML file with any of these options, e.g. "learning_rate: 1e-6"; the command line wins."""
+    sharding_axis_dims: tuple[int, int, int, int, int] = (1, -1, 1, 1, 1)
+    """Devices along the mesh axes dp, fsdp, ep, tp and sp; one may be -1 and takes those that are left."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the model computes in; none is float32 on CPU and bfloat16 on accelerators."""
+
+
+def run_sections() -> tuple[Section, ...]:
+    """Every option of a run: those of `RunOptions`, then the fields of `DPOConfig` and of what it extends."""
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+    from easydel.trainers.training_arguments import TrainingArguments
+
+    return (
+        Section("model and data", own_options(RunOptions)),
+        Section("preferences", own_options(DPOConfig)),
+        Section("training", own_options(TrainingArguments)),
+    )
+
+
+def run_dpo(arguments: Sequence[str]) -> int:
+    """Train, save and report; returns the exit code.
+
+    Raises:
+      UsageError: before the weights are loaded where options or rows are at fault.
+      FailedRun: the run broke off.
+    """
+    run, config = read_request(arguments)
+    tokenizer = open_tokenizer(run.model, run.chat_template)
+    train, evaluation = _open_datasets(run, config, tokenizer)
+    trainer = _make_trainer(run, config, tokenizer, train, evaluation)
+
+    from easydel.data.faults import DataError
+    from easydel.trainers.trainer import NonFiniteError, SelfCheckError
+
+    try:
+        with refusing(DataError):
+            output = trainer.train()
+    except (NonFiniteError, SelfCheckError) as error:
+        raise FailedRun(str(error)) from error
+    assert output.run_folder is not None  # read_request refuses a run that keeps nothing
+    folder = output.run_folder / MODEL_FOLDER
+    trainer.save_pretrained(folder)
+    print(summary(trainer, output, folder))
+    return 0
+
+
+def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
+    """The options of a run from the command line and the file it names.
+
+    Raises:
+      UsageError: an option is unknown, missing, of the wrong type or out of range, or two do not go together.
+    """
+    sections = run_sections()
+    options = [option for section in sections for option in section.options]
+    given = parse_flags("dpo", USAGE, DESCRIPTION, sections, arguments)
+    values: dict[str, Any] = {}
+    for layer in layers(given, options):
+        values |= _with_run_folder(layer)
+    require_options(values, options)
+
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+
+    of_the_run = {field.name for field in dataclasses.fields(RunOptions)}
+    with refusing(ValueError):
+        config = DPOConfig(**{name: value for name, value in values.items() if name not in of_the_run})
+    if config.save_directory is None:
+        raise UsageError("save_directory=None would throw the trained model away; name a folder, or leave it out.")
+    return RunOptions(**{name: value for name, value in values.items() if name in of_the_run}), config
+
+
+def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """`output` spelled out as the two options it is short for."""
+    if values.get("output") is None:
+        return values
+    for name in ("save_directory", "model_name"):
+        if name in values:
+            raise UsageError(f"output={values['output']} and {name}={values[name]} both name the run folder; use one.")
+    folder = Path(values["output"]).expanduser()
+    return values | {"save_directory": str(folder.parent), "model_name": folder.name}
+
+
+def _open_datasets(
+    run: RunOptions, config: DPOConfig, tokenizer: Any
+) -> tuple[ShardedDataSource, dict[str, ShardedDataSource]]:
+    """The training set and the evaluation sets by name, their first rows looked at."""
+    from easydel.data.loader import check_first_rows
+    from easydel.data.preference import PreferenceTransform
+
+    train = open_rows(run.train_dataset)
+    sets = run.eval_dataset if isinstance(run.eval_dataset, dict) else {"": run.eval_dataset}
+    evaluation = {name: open_rows(files) for name, files in sets.items() if files is not None}
+    with refusing(OSError, ValueError):
+        transform = PreferenceTransform(tokenizer, **{name: getattr(config, name) for name in DATA_OPTIONS})
+        for source in (train, *evaluation.values()):
+            check_first_rows(source, transform)
+    return train, evaluation
+
+
+def _make_trainer(
+    run: RunOptions,
+    config: DPOConfig,
+    tokenizer: Any,
+    train: ShardedDataSource,
+    evaluation: dict[str, ShardedDataSource],
+) -> DPOTrainer:
+    from easydel.modules.auto import AutoEasyDeLModelForCausalLM
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
+
+    options = {"dtype": run.dtype, "sharding_axis_dims": run.sharding_axis_dims}
+    with refusing(OSError, ValueError):
+        model = AutoEasyDeLModelForCausalLM.from_pretrained(run.model, **options)
+        reference = None
+        if run.reference_model is not None:
+            reference = AutoEasyDeLModelForCausalLM.from_pretrained(run.reference_model, **options)
+        eval_dataset = evaluation if isinstance(run.eval_dataset, dict) else evaluation.get("")
+        return DPOTrainer(config, model, reference, tokenizer, train, eval_dataset)
+
+
+def summary(trainer: DPOTrainer, output: TrainerOutput, folder: Path) -> str:
+    """Where the model is, the last numbers of training and of each evaluation set, and the rows that were dropped."""
+    lines = [f"model: {folder}"]
+    prefixes = dict.fromkeys(name.removesuffix("/loss") for name in output.metrics if name.endswith("/loss"))
+    for prefix in prefixes:
+        numbers = [
+            f"{label} {output.metrics[f'{prefix}/{metric}']:.4g}"
+            for metric, label in trainer.progress_metrics.items()
+            if f"{prefix}/{metric}" in output.metrics
+        ]
+        lines.append(f"{prefix}: {', '.join(numbers)}")
+    return "\n".join([*lines, trainer.tally.summary()])

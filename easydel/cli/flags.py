@@ -1,0 +1,128 @@
+"""Options as flags of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+
+from easydel.cli.failures import UsageError, did_you_mean
+from easydel.cli.options import Option, Section
+from easydel.cli.values import LISTS, MAPPINGS, WrongType, admits, read_value, union_members
+
+EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
+# name=value, but not a path that happens to hold a "=".
+NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument ") + ".")
+
+
+def parse_flags(
+    command: str,
+    usage: str,
+    description: str,
+    sections: Sequence[Section],
+    arguments: Sequence[str],
+    positional: Option | None = None,
+) -> dict[str, Any]:
+    """The values that are given on the command line, by option name; ``--help`` prints the help and exits.
+
+    Raises:
+      UsageError: an unknown flag, a value that is missing, surplus or of the wrong type.
+    """
+    parser = _Parser(
+        prog=f"easydel {command}",
+        usage=usage,
+        description=description,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=None),
+    )
+    options = {option.name: option for section in sections for option in section.options}
+    if positional is not None:
+        parser.add_argument(positional.name, metavar=positional.name.upper(), help=positional.help)
+        options[positional.name] = positional
+    for section in sections:
+        group = parser.add_argument_group(section.title)
+        for option in section.options:
+            _add(group, option)
+    given, unknown = parser.parse_known_args(arguments)
+    for word in unknown:
+        if word.startswith("--"):
+            flag = word.split("=")[0]
+            raise UsageError(f"unknown option {flag}{did_you_mean(flag, [option.flag for option in options.values()])}")
+        raise UsageError(f'unexpected argument "{word}"; easydel {command} --help lists the options.')
+    return {name: _value(options[name], words) for name, words in vars(given).items()}
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    shown = "required" if option.required else f"default: {_written(option.default)}"
+    settings: dict[str, Any] = {
+        "metavar": option.metavar or _metavar(option.annotation),
+        "help": f"{option.help} ({shown})".replace("%", "%%"),
+    }
+    if admits(option.annotation, bool):
+        group.add_argument(option.flag, nargs="?", const="true", **settings)
+        negated = "--no-" + option.flag.removeprefix("--")
+        group.add_argument(negated, dest=option.name, action="store_const", const="false", help=argparse.SUPPRESS)
+    elif admits(option.annotation, tuple, *LISTS, *MAPPINGS):
+        group.add_argument(option.flag, nargs="+", action="extend", **settings)
+    else:
+        group.add_argument(option.flag, **settings)
+
+
+def _value(option: Option, words: str | list[str]) -> Any:
+    try:
+        return read_value(option.annotation, _raw(option, words) if isinstance(words, list) else words)
+    except WrongType as expected:
+        written = words if isinstance(words, str) else " ".join(words)
+        raise UsageError(f"{option.flag} {written}: expected {expected}.") from None
+
+
+def _raw(option: Option, words: list[str]) -> Any:
+    """The words of an option that takes several: a mapping if each is name=value, a list, or a single one alone."""
+    holds_anything = any(Any in get_args(member) for member in union_members(option.annotation))
+    read = _as_yaml if holds_anything else str
+    named = {match[1]: read(match[2]) for match in map(NAMED.fullmatch, words) if match}
+    if named and admits(option.annotation, *MAPPINGS):
+        if len(named) != len(words):
+            raise UsageError(f"{option.flag} {' '.join(words)}: give every value a name of its own, as in name=value.")
+        return named
+    return read(words[0]) if len(words) == 1 else [read(word) for word in words]
+
+
+def _as_yaml(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise WrongType("YAML or JSON") from error
+
+
+def _written(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(str, default)) or "none"
+    return str(default) if default != {} else "none"
+
+
+def _metavar(annotation: Any) -> str:
+    return "|".join(_word(member) for member in union_members(annotation) if member is not type(None))
+
+
+def _word(annotation: Any) -> str:
+    origin = get_origin(annotation) or annotation
+    if origin is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if origin in MAPPINGS:
+        return "NAME=VALUE"
+    if origin in LISTS or origin is tuple:
+        return _metavar(get_args(annotation)[0]) if get_args(annotation) else "VALUE"
+    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}.get(annotation, "VALUE")

@@ -1,0 +1,192 @@
+"""The command as a user meets it: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import easydel
+from easydel.cli import main
+from easydel.infra.tokenizer import load_tokenizer
+from easydel.modules.auto import AutoEasyDeLModelForCausalLM
+from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
+from easydel.trainers.trainer import NonFiniteError
+
+from .conftest import ROWS, write_rows
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fail as soon as anything asks for a model's weights."""
+
+    def load(*_, **__):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(AutoEasyDeLModelForCausalLM, "from_pretrained", load)
+
+
+def dpo(model: Path, train: Path, *more: str) -> int:
+    return main(["dpo", "--model", str(model), "--train-dataset", str(train), "--no-progress-bar", *more])
+
+
+def test_a_run_leaves_a_model_that_loads_and_its_log(model_folder, train_file, tmp_path, capsys):
+    held_out = write_rows(tmp_path / "held_out.jsonl", ROWS)
+    output = tmp_path / "out"
+    code = dpo(
+        model_folder, train_file, "--eval-dataset", f"held_out={held_out}", "--output", str(output),
+        "--reference-model", str(model_folder), "--dtype", "float32", "--learning-rate", "1e-3",
+        "--total-batch-size", "2", "--max-training-steps", "2", "--num-train-epochs", "2",
+    )  # fmt: skip
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert f"model: {output / 'model'}" in shown
+    assert "train: loss 0." in shown and "eval/held_out: loss 0." in shown
+    assert "No rows were dropped" in shown
+    trained = AutoEasyDeLModelForCausalLM.from_pretrained(str(output / "model"))
+    start = AutoEasyDeLModelForCausalLM.from_pretrained(str(model_folder))
+    assert trained.num_parameters == start.num_parameters
+    assert (trained.output_embedding != start.output_embedding).any()
+    assert load_tokenizer(output / "model").encode("Four.") == load_tokenizer(model_folder).encode("Four.")
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert next(line["train/loss"] for line in lines if "train/loss" in line) == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_show_prints_the_row_without_loading_weights(model_folder, train_file, no_weights, capsys):
+    assert main(["show", str(train_file), "--model", str(model_folder), "--row", "1", "--max-length", "24"]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("row 1", "prompt: 14 tokens", "chosen", "rejected", "Name a colour."))
+
+
+def test_show_takes_the_file_of_a_run(model_folder, train_file, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {model_folder}\nbeta: 0.3\nmax_prompt_length: 5\n")
+    assert main(["show", str(train_file), "--config", str(path)]) == 0
+    assert "prompt: 5 tokens, 15 tokens cut off" in capsys.readouterr().out
+
+
+def test_show_says_why_a_row_would_be_dropped(model_folder, tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", [ROWS[0] | {"rejected": ""}])
+    assert main(["show", str(rows), "--model", str(model_folder)]) == 2
+    assert "empty completion" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", ["2", "-1"])
+def test_show_refuses_a_row_that_is_not_there(model_folder, train_file, row, capsys):
+    assert main(["show", str(train_file), "--model", str(model_folder), "--row", row]) == 2
+    assert f"easydel: error: --row {row}" in capsys.readouterr().err
+
+
+def test_a_chat_template_can_be_given(model_folder, tmp_path, capsys):
+    turn = [{"role": "assistant", "content": "Blue."}]
+    row = {"prompt": [{"role": "user", "content": "Colour?"}], "chosen": turn, "rejected": "Seventeen."}
+    rows = write_rows(tmp_path / "chat.jsonl", [row])
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    show = ["show", str(rows), "--model", str(model_folder)]
+    assert main(show) == 2
+    assert "chat template" in capsys.readouterr().out
+    assert main([*show, "--chat-template", str(template)]) == 0
+    assert "user: Colour?" in capsys.readouterr().out
+    assert main([*show, "--chat-template", str(tmp_path / "none.jinja")]) == 2
+    assert "none.jinja cannot be read" in capsys.readouterr().err
+
+
+def test_rows_without_a_needed_column_stop_before_the_weights(model_folder, train_file, tmp_path, no_weights, capsys):
+    bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b"}])
+    assert dpo(model_folder, bad) == 2
+    assert 'easydel: error: bad.jsonl, row 0: there is no column "rejected"' in capsys.readouterr().err
+    assert dpo(model_folder, train_file, "--eval-dataset", str(bad)) == 2
+    assert "bad.jsonl, row 0" in capsys.readouterr().err
+
+
+def test_missing_files_stop_before_the_weights(model_folder, train_file, tmp_path, no_weights, capsys):
+    (tmp_path / "empty").mkdir()
+    for model, train, message in (
+        (model_folder, tmp_path / "trian.jsonl", "there is no file"),
+        (tmp_path / "none", train_file, "is neither a folder, a .gguf file nor a hub id"),
+        (tmp_path / "empty", train_file, "holds no tokenizer"),
+        (train_file, train_file, "is a file; expected a Hugging Face folder or a .gguf file"),
+    ):
+        assert dpo(model, train) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("easydel: error: ") and message in error and "Traceback" not in error
+
+
+def test_a_damaged_tokenizer_is_named(model_folder, train_file, tmp_path, capsys):
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert dpo(tmp_path, train_file) == 2
+    assert f"the tokenizer of {tmp_path} cannot be read" in capsys.readouterr().err
+
+
+def test_a_model_whose_weights_do_not_fit_is_a_wrong_file(model_folder, train_file, tmp_path, capsys):
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert dpo(tmp_path, train_file) == 2
+    assert "easydel: error: the weights do not fit config.json" in capsys.readouterr().err
+
+
+def test_more_bad_rows_than_allowed_stop_the_run(model_folder, tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS + [ROWS[0] | {"chosen": " "}] * 200)
+    assert dpo(model_folder, rows, "--output", str(tmp_path / "out")) == 2
+    assert "rows cannot be used, over the limit of 5 %" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(NonFiniteError("update 3 was skipped"), 1), (KeyboardInterrupt(), 130)])
+def test_a_run_that_breaks_off_has_its_own_exit_code(error, code, model_folder, train_file, tmp_path, monkeypatch):
+    def train(_):
+        raise error
+
+    monkeypatch.setattr(DPOTrainer, "train", train)
+    assert dpo(model_folder, train_file, "--output", str(tmp_path / "out")) == code
+
+
+@pytest.mark.parametrize("stage", [(AutoEasyDeLModelForCausalLM, "from_pretrained"), (DPOTrainer, "train")])
+def test_a_bug_keeps_its_traceback(stage, model_folder, train_file, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(*stage, broken)
+    with pytest.raises(ValueError, match="shapes do not match"):
+        dpo(model_folder, train_file, "--output", str(tmp_path / "out"))
+
+
+def test_help_and_version_of_the_program(capsys):
+    assert main([]) == main(["--help"]) == main(["-h"]) == 0
+    assert "easydel COMMAND" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"easydel {easydel.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["dpo", "show"])
+def test_help_of_a_command_lists_its_options(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"easydel {command}" in shown and "--max-prompt-length INT" in shown and "(default: 256)" in shown
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert main(["shwo"]) == 2
+    assert capsys.readouterr().err == (
+        "easydel: error: unknown command shwo; did you mean show?\nThe commands are dpo and show.\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "--help"], ["dpo", "--learning-rte"]])
+def test_help_and_wrong_commands_need_nothing_heavy(arguments):
+    code = (
+        f"import runpy, sys; sys.argv = ['easydel', *{arguments}]\n"
+        "try: runpy.run_module('easydel', run_name='__main__')\n"
+        "except SystemExit as end: pass\n"
+        "print([name for name in ('jax', 'numpy', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

@@ -1,0 +1,158 @@
+"""Flags, the configuration file, and which of them wins."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from easydel.cli.dpo import DATA_OPTIONS, RunOptions, read_request, run_sections
+from easydel.cli.failures import UsageError
+from easydel.data.preference import PreferenceTransform
+from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+
+NEEDED = ["--model", "m", "--train-dataset", "t.jsonl"]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(UsageError) as refused:
+        read_request(arguments)
+    return str(refused.value)
+
+
+def test_every_field_is_an_option_with_a_sentence_of_help():
+    options = [option for section in run_sections() for option in section.options]
+    names = [option.name for option in options]
+    assert sorted(names) == sorted(field.name for cls in (RunOptions, DPOConfig) for field in dataclasses.fields(cls))
+    assert len(set(names)) == len(names)
+    assert all(len(option.help) > 10 for option in options)
+
+
+def test_the_data_options_are_those_of_the_transform():
+    assert ["tokenizer", *DATA_OPTIONS] == [field.name for field in dataclasses.fields(PreferenceTransform)]
+
+
+def test_what_is_not_given_keeps_the_default():
+    run, config = read_request(NEEDED)
+    assert run == RunOptions(model="m", train_dataset="t.jsonl")
+    assert config == DPOConfig()
+
+
+def test_flags_of_every_type():
+    run, config = read_request(
+        [
+            *NEEDED, "--learning-rate", "2e-5", "--max-length=64", "--max-prompt-length", "none", "--no-packing",
+            "--share-prompt", "false", "--do-eval", "--report-to", "tensorboard", "--sharding-axis-dims", "1", "-1",
+            "1", "1", "1", "--dtype", "bfloat16", "--extra-optimizer-kwargs", "b1=0.8", "eps=1e-6",
+            "--chat-template-kwargs", "{enable_thinking: false}", "--tools", '{"name": "search"}',
+        ]
+    )  # fmt: skip
+    assert (config.learning_rate, config.max_length, config.max_prompt_length) == (2e-5, 64, None)
+    assert (config.packing, config.share_prompt, config.do_eval) == (False, False, True)
+    assert config.report_to == ("tensorboard",)
+    assert config.extra_optimizer_kwargs == {"b1": 0.8, "eps": 1e-6}
+    assert config.chat_template_kwargs == {"enable_thinking": False}
+    assert config.tools == [{"name": "search"}]
+    assert (run.sharding_axis_dims, run.dtype) == ((1, -1, 1, 1, 1), "bfloat16")
+
+
+def test_evaluation_sets_may_have_names():
+    one, _ = read_request([*NEEDED, "--eval-dataset", "e.jsonl"])
+    several, _ = read_request([*NEEDED, "--eval-dataset", "easy=a.jsonl", "hard=b.jsonl", "--eval-dataset", "x=c.csv"])
+    assert one.eval_dataset == "e.jsonl"
+    assert several.eval_dataset == {"easy": "a.jsonl", "hard": "b.jsonl", "x": "c.csv"}
+    assert "a name of its own" in refusal([*NEEDED, "--eval-dataset", "easy=a.jsonl", "b.jsonl"])
+
+
+def test_a_file_gives_options_and_flags_win_over_it(config_file):
+    path = config_file("""
+        model: from-file
+        train_dataset: [a.jsonl, b.jsonl]
+        eval_dataset: {easy: c.jsonl}
+        sharding_axis_dims: [1, 1, 1, -1, 1]
+        dtype: float32
+        learning_rate: 1e-6
+        beta: 0.3
+        max_length: null
+        extra_optimizer_kwargs: {eps: 1e-7}
+    """)
+    run, config = read_request(["--config", path, "--beta", "0.2", "--model", "from-flag"])
+    assert (run.model, run.train_dataset) == ("from-flag", ["a.jsonl", "b.jsonl"])
+    assert (run.eval_dataset, run.sharding_axis_dims) == ({"easy": "c.jsonl"}, (1, 1, 1, -1, 1))
+    assert (config.beta, config.learning_rate, config.max_length) == (0.2, 1e-6, None)
+    assert config.extra_optimizer_kwargs == {"eps": 1e-7}
+
+
+def test_output_names_the_run_folder(config_file, tmp_path):
+    _, config = read_request([*NEEDED, "--output", str(tmp_path / "here")])
+    assert (Path(config.save_directory), config.model_name) == (tmp_path, "here")
+    path = config_file("save_directory: elsewhere")
+    _, config = read_request([*NEEDED, "--config", path, "--output", "here"])
+    assert (config.save_directory, config.model_name) == (".", "here")
+    assert "both name the run folder" in refusal([*NEEDED, "--output", "here", "--model-name", "there"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning-rte", "1"], "unknown option --learning-rte; did you mean --learning-rate?"),
+        (["--learning", "1"], "unknown option --learning"),
+        (["--xyzzy=1"], "unknown option --xyzzy"),
+        (["--beta", "1", "stray"], 'unexpected argument "stray"'),
+        (["--beta"], "--beta: expected one argument"),
+        (["--beta", "abc"], "--beta abc: expected a number."),
+        (["--packing=maybe"], "--packing maybe: expected true or false."),
+        (["--max-length", "1.5"], "--max-length 1.5: expected a whole number or none."),
+        (["--optimizer", "sgd"], "--optimizer sgd: expected one of adamw, lion, adafactor."),
+        (["--sharding-axis-dims", "1", "-1"], "--sharding-axis-dims 1 -1: expected 5 values, each a whole number."),
+        (["--chat-template-kwargs", "{a: "], "--chat-template-kwargs {a: : expected YAML or JSON."),
+        (["--beta", "-1"], "beta=-1.0, expected a number above 0."),
+        (["--warmup-steps", "3", "--warmup-ratio", "0.1"], "both set the warm-up"),
+        (["--save-directory", "none"], "would throw the trained model away"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments, message):
+    assert message in refusal([*NEEDED, *arguments])
+
+
+def test_what_must_be_given_is_named(config_file):
+    assert "--model and --train-dataset must be given" in refusal([])
+    assert "--train-dataset must be given" in refusal(["--config", config_file("model: m")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beta: 0.1\nlearning_rte: 1", "run.yaml, line 2: unknown option learning_rte; did you mean learning_rate?"),
+        ("learning-rate: 1", "line 1: unknown option learning-rate; did you mean learning_rate?"),
+        ("config: other.yaml", "line 1: unknown option config"),
+        ("beta: abc", "run.yaml, line 1: beta='abc', expected a number."),
+        ("beta:", "line 1: beta=None, expected a number."),
+        ("max_length: yes", "line 1: max_length=True, expected a whole number or none."),
+        ("model_name: 2024", "line 1: model_name=2024, expected text."),
+        ("beta: 0.1\nbeta: 0.2", "line 2: beta is given a second time"),
+        ("- beta", "holds no mapping"),
+        ("beta: [", "is not valid YAML"),
+        ("!!python/object:os.system {}", "is not valid YAML"),
+        ("beta: 0", "beta=0.0, expected a number above 0."),
+    ],
+)
+def test_a_wrong_file_is_refused(config_file, text, message):
+    assert message in refusal([*NEEDED, "--config", config_file(text)])
+
+
+def test_an_empty_file_changes_nothing_and_a_missing_one_is_refused(config_file, tmp_path):
+    assert read_request([*NEEDED, "--config", config_file("# nothing yet")])[1] == DPOConfig()
+    assert "cannot be read: No such file" in refusal([*NEEDED, "--config", str(tmp_path / "none.yaml")])

@@ -1,0 +1,109 @@
+"""Where every token of a pair stands in a packed batch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from easydel.data.packing import PackingLayout, assign_rows, bucket, pack
+from easydel.data.preference import PreferencePair
+from tests.conftest import random_pair
+
+
+def one_pair() -> PreferencePair:
+    return PreferencePair(
+        prompt_ids=np.array([11, 12], np.int32),
+        chosen_ids=np.array([21, 22, 23], np.int32),
+        rejected_ids=np.array([31, 32], np.int32),
+        chosen_loss_mask=np.array([True, False, True]),
+        rejected_loss_mask=np.array([True, True]),
+        index=5,
+        weight=0.5,
+        prompt_truncated=1,
+    )
+
+
+def test_a_tree_is_prompt_then_chosen_then_rejected():
+    batch = pack([one_pair()], PackingLayout(padding_value=9))
+    assert batch["input_ids"][0, :8].tolist() == [11, 12, 21, 22, 23, 31, 32, 9]
+    assert batch["position_ids"][0, :7].tolist() == [0, 1, 2, 3, 4, 2, 3]
+    assert batch["segment_ids"][0, :8].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert batch["branch_ids"][0, :7].tolist() == [0, 0, 1, 1, 1, 2, 2]
+    # Place 1, the prompt's last token, predicts the first token of both; 22 carries no loss.
+    assert batch["target_positions"][0, :4].tolist() == [1, 3, 1, 5]
+    assert batch["target_ids"][0, :4].tolist() == [21, 23, 31, 32]
+    assert batch["target_slots"][0, :5].tolist() == [0, 0, 1, 1, -1]
+    assert batch["pair_mask"][0, 0] and batch["pair_mask"].sum() == 1
+    assert (batch["pair_index"][0, 0], batch["pair_weight"][0, 0], batch["pair_truncated"][0, 0]) == (5, 0.5, True)
+
+
+def test_without_sharing_each_completion_has_its_own_prompt_and_segment():
+    batch = pack([one_pair()], PackingLayout(padding_value=9, share_prompt=False))
+    assert batch["input_ids"][0, :9].tolist() == [11, 12, 21, 22, 23, 11, 12, 31, 32]
+    assert batch["position_ids"][0, :9].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert batch["segment_ids"][0, :10].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 2, 0]
+    assert batch["target_positions"][0, :4].tolist() == [1, 3, 6, 7]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 12),
+    packing=st.booleans(),
+    share_prompt=st.booleans(),
+    row_multiple=st.sampled_from([1, 2, 8]),
+)
+def test_every_target_is_predicted_by_the_token_before_it_in_its_own_path(
+    seed, count, packing, share_prompt, row_multiple
+):
+    rng = np.random.default_rng(seed)
+    pairs = [random_pair(rng, index) for index in range(count)]
+    batch = pack(pairs, PackingLayout(0, packing, share_prompt, row_multiple))
+    assert batch["input_ids"].shape[0] % row_multiple == 0
+    assert sorted(batch["pair_index"][batch["pair_mask"]].tolist()) == list(range(count))
+    assert batch["pair_order"].tolist() == batch["pair_index"].tolist()
+    found = {}
+    for row, slot in np.argwhere(batch["pair_mask"]):
+        pair = pairs[batch["pair_index"][row, slot]]
+        for side, ids, mask in (
+            (0, pair.chosen_ids, pair.chosen_loss_mask),
+            (1, pair.rejected_ids, pair.rejected_loss_mask),
+        ):
+            targets = np.flatnonzero(batch["target_slots"][row] == 2 * slot + side)
+            assert batch["target_ids"][row, targets].tolist() == ids[mask].tolist()
+            places = batch["target_positions"][row, targets]
+            before = np.concatenate([pair.prompt_ids[-1:], ids[:-1]])[mask]
+            assert batch["input_ids"][row, places].tolist() == before.tolist()
+            offsets = np.flatnonzero(mask) + pair.prompt_ids.size - 1
+            assert batch["position_ids"][row, places].tolist() == offsets.tolist()
+            found[row, slot] = True
+    assert len(found) == count
+
+
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60))
+def test_rows_hold_every_tree_once_and_stay_near_the_best_number(lengths):
+    rows = assign_rows(lengths, 100, 5)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= 100 for row in rows)
+    assert all(len(row) <= 5 for row in rows)
+    # No two rows could have been one: every row but the last is full, or over half full.
+    assert sum(sum(lengths[i] for i in row) <= 50 and len(row) < 5 for row in rows) <= 1
+
+
+@given(size=st.integers(1, 10_000))
+def test_a_bucket_holds_its_size_and_is_one_of_few(size):
+    assert size <= bucket(size) <= 1.5 * size
+    assert len({bucket(n) for n in range(1, 1025)}) == 20
+
+
+def test_half_given_reference_log_probs_are_an_error():
+    pairs = [random_pair(np.random.default_rng(0), index) for index in range(2)]
+    pairs[0] = dataclasses.replace(pairs[0], ref_chosen_logps=-1.0, ref_rejected_logps=-2.0)
+    with pytest.raises(ValueError, match="1 of 2 pairs"):
+        pack(pairs, PackingLayout(0))
+    with pytest.raises(ValueError, match="no pairs"):
+        pack([], PackingLayout(0))

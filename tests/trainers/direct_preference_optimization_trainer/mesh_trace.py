@@ -1,0 +1,38 @@
+"""Run by test_mesh.py in a process of its own: the same run on several meshes, as JSON on standard output."""
+
+import json
+import sys
+
+import jax
+from datasets import Dataset
+
+from easydel import DPOConfig, DPOTrainer
+from easydel.infra.mesh import create_mesh
+from easydel.modules.llama import LlamaForCausalLM
+from tests.conftest import make_rows, make_tokenizer, tiny_config
+
+METRICS = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
+
+
+def trace(model: LlamaForCausalLM) -> dict:
+    config = DPOConfig(total_batch_size=4, learning_rate=1e-2, save_directory=None, progress_bar=False)
+    trainer = DPOTrainer(config, model, None, make_tokenizer(), Dataset.from_list(make_rows()))
+    log = trainer.train().log_history
+    weight = trainer.state.model.layers.mlp.up_proj.weight
+    return {name: [line[f"train/{name}"] for line in log] for name in METRICS} | {
+        "spec": str(weight.sharding.spec),
+        "reference_spec": str(trainer.reference_state.model.layers.mlp.up_proj.weight.sharding.spec),
+        "moment_specs": [
+            str(leaf.sharding.spec) for leaf in jax.tree.leaves(trainer.state.opt_state) if leaf.shape == weight.shape
+        ],
+        "share": weight.addressable_shards[0].data.size / weight.size,
+    }
+
+
+if __name__ == "__main__":
+    model = LlamaForCausalLM.init(tiny_config(), jax.random.key(0))
+    one_device = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
+    results = {"one device": trace(model.shard(one_device))}
+    for name, dims in json.loads(sys.argv[1]).items():
+        results[name] = trace(model.shard(create_mesh(dims)))
+    print(json.dumps(results))

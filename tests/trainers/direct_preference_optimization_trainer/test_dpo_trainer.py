@@ -1,0 +1,389 @@
+"""The trainer as its users meet it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import operator
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from datasets import Dataset
+
+import easydel
+from easydel import DPOConfig, DPOTrainer, EasyDeLState
+from easydel.data.faults import DataError
+from easydel.modules.llama import LlamaForCausalLM
+from easydel.trainers.trainer import NonFiniteError, Trainer
+from tests.conftest import tiny_config
+
+QUIET = {"save_directory": None, "progress_bar": False}
+
+
+def config(**options) -> DPOConfig:
+    return DPOConfig(**(QUIET | {"total_batch_size": 4, "learning_rate": 1e-2} | options))
+
+
+@pytest.fixture
+def dataset(rows) -> Dataset:
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def make(tiny_model, tokenizer, dataset):
+    def make(reference=None, model=None, eval_dataset=None, train_dataset=dataset, collator=None, **options):
+        return DPOTrainer(
+            config(**options), model or tiny_model, reference, tokenizer, train_dataset, eval_dataset, collator
+        )
+
+    return make
+
+
+def losses(trainer) -> list[float]:
+    return [line["train/loss"] for line in trainer.train().log_history if "train/loss" in line]
+
+
+def copy_of(model):
+    return jax.tree.map(lambda leaf: leaf.copy(), model)
+
+
+def test_path_names_order_and_defaults_are_the_documented_ones():
+    from easydel.trainers import DPOTrainer as from_trainers
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer as from_module
+
+    assert easydel.DPOTrainer is from_trainers is from_module
+    parameters = inspect.signature(DPOTrainer).parameters
+    documented = ["arguments", "model", "reference_model", "processing_class"]
+    documented += ["train_dataset", "eval_dataset", "data_collator"]
+    assert [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == documented
+    assert [parameters[name].default for name in documented] == [inspect.Parameter.empty] * 2 + [None] * 5
+    assert issubclass(DPOTrainer, Trainer)
+
+
+def test_the_documented_example_runs_as_printed(tmp_path, monkeypatch, tiny_model, tokenizer, dataset):
+    monkeypatch.chdir(tmp_path)  # it writes a run folder
+    model, reference_model, preference_dataset = tiny_model, copy_of(tiny_model), dataset
+    config = DPOConfig(
+        beta=0.1,
+        loss_type="sigmoid",
+        max_length=512,
+        learning_rate=5e-6,
+    )
+    trainer = DPOTrainer(
+        arguments=config,
+        model=model,
+        reference_model=reference_model,
+        processing_class=tokenizer,
+        train_dataset=preference_dataset,
+    )
+    trainer.train()
+    assert trainer.processing_class is tokenizer
+    assert trainer.padding_value == tokenizer.pad_token_id
+    assert isinstance(trainer.reference_state, EasyDeLState)
+    assert trainer.log_history[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("policy_kind", ["module", "state"])
+@pytest.mark.parametrize("reference_kind", ["none", "same object", "module", "state"])
+def test_any_combination_of_module_state_and_none_gives_the_same_run(make, tiny_model, policy_kind, reference_kind):
+    policy = tiny_model if policy_kind == "module" else tiny_model.to_state()
+    other = copy_of(tiny_model)
+    reference = {"none": None, "same object": policy, "module": other, "state": other.to_state()}[reference_kind]
+    before = np.asarray(tiny_model.embed_tokens.weight).copy()
+    trainer = make(reference, policy)
+    found = losses(trainer)
+    assert found[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert found == pytest.approx(losses(make()), abs=1e-6)
+    # The caller's objects live on, unchanged; the trainer's own model has moved.
+    np.testing.assert_array_equal(np.asarray(tiny_model.embed_tokens.weight), before)
+    np.testing.assert_array_equal(np.asarray(other.embed_tokens.weight), before)
+    assert np.abs(np.asarray(trainer.model.embed_tokens.weight) - before).max() > 0
+    assert trainer.reference_state.opt_state is None
+
+
+def test_training_learns_the_preference(make, dataset):
+    trainer = make(num_train_epochs=4, eval_dataset=dataset)
+    output = trainer.train()
+    assert output.metrics["eval/rewards/accuracies"] > 0.9
+    assert output.metrics["eval/rewards/margins"] > 0.5
+    assert output.metrics["train/loss"] < 0.3
+
+
+def test_another_reference_needs_no_margin_of_zero_but_the_same_vocabulary(make):
+    other = LlamaForCausalLM.init(tiny_config(), jax.random.key(9))
+    assert losses(make(other))[0] != pytest.approx(math.log(2), abs=1e-3)
+    with pytest.raises(ValueError, match="vocabulary of 70 tokens, model has 64"):
+        make(LlamaForCausalLM.init(tiny_config(vocab_size=70), jax.random.key(9)))
+
+
+def test_a_state_with_an_optimiser_continues_it(make, tiny_model):
+    state = EasyDeLState.create(tiny_model, optax.sgd(0.5))
+    trainer = make(model=state, max_training_steps=1)
+    trainer.train()
+    assert trainer.state.tx is state.tx
+    assert int(trainer.state.step) == 1
+
+
+@pytest.mark.parametrize("options", [{"packing": False}, {"share_prompt": False}, {"gradient_accumulation_steps": 2}])
+def test_layout_and_accumulation_change_no_number(make, options):
+    expected = make().train().log_history
+    found = make(**options).train().log_history
+    assert len(found) == len(expected) == 3
+    for line, wanted in zip(found, expected):
+        for name in ("loss", "rewards/margins", "logps/chosen", "grad_norm", "rewards/accuracies"):
+            assert line[f"train/{name}"] == pytest.approx(wanted[f"train/{name}"], rel=1e-4, abs=1e-5)
+
+
+def index_order(trainer) -> list[int]:
+    order = []
+    for batch in trainer.dataloaders.train:
+        places = np.argsort(batch["pair_order"][batch["pair_mask"]])
+        order.append(batch["pair_index"][batch["pair_mask"]][places].tolist())
+    return functools.reduce(operator.iadd, order, [])
+
+
+def test_shuffling_differs_by_epoch_is_reproducible_and_can_be_turned_off(make):
+    order = index_order(make(num_train_epochs=2))
+    first, second = order[:12], order[12:]
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second and first != list(range(12))
+    assert index_order(make(num_train_epochs=2)) == order
+    assert index_order(make(shuffle_seed_train=1))[:12] != first
+    assert index_order(make(shuffle_train_dataset=False, num_train_epochs=2)) == 2 * list(range(12))
+    # The layout does not choose which pairs an update sees.
+    assert index_order(make(num_train_epochs=2, packing=False)) == order
+
+
+def test_evaluation_before_on_schedule_and_at_the_end_on_named_sets(make, rows):
+    sets = {"all": Dataset.from_list(rows), "few": Dataset.from_list(rows[:3])}
+    trainer = make(eval_dataset=sets, evaluation_steps=2, num_train_epochs=1)
+    log = trainer.train().log_history
+    assert [line["step"] for line in log if "eval/all/loss" in line] == [0, 2, 3]
+    assert all("eval/few/rewards/accuracies" in line for line in log if "eval/all/loss" in line)
+    assert log[0]["eval/all/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log[0]["eval/all/rewards/accuracies"] == 0.5  # ties count one half
+    assert [line["step"] for line in log if "train/loss" in line] == [1, 2, 3]
+
+
+def test_evaluation_is_exact_whatever_the_batch_size_and_counts_the_tail(make, rows):
+    other = LlamaForCausalLM.init(tiny_config(), jax.random.key(9))
+    results = [make(other, eval_batch_size=size).evaluate(Dataset.from_list(rows[:7])) for size in (1, 3, 7, 32)]
+    for result in results[1:]:
+        for name, value in results[0].items():
+            if name != "eval/pairs_per_second" and "padding" not in name:
+                assert result[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_evaluating_needs_no_training_set_and_changes_nothing(make, rows):
+    trainer = make(train_dataset=None, eval_dataset=Dataset.from_list(rows))
+    first = trainer.evaluate()
+    assert trainer.evaluate()["eval/loss"] == first["eval/loss"]
+    with pytest.raises(ValueError, match="train_dataset"):
+        trainer.train()
+
+
+def test_log_lines_are_means_over_their_pairs_and_are_kept_in_a_file(make, tmp_path):
+    every = make().train().log_history
+    trainer = make(log_steps=3, save_directory=str(tmp_path), report_to=("tensorboard",))
+    output = trainer.train()
+    (line,) = output.log_history
+    assert line["step"] == 3
+    for name in ("train/loss", "train/logps/chosen", "train/grad_norm"):
+        assert line[name] == pytest.approx(np.mean([one[name] for one in every]), rel=1e-5)
+    assert line["train/num_tokens"] == sum(one["train/num_tokens"] for one in every)
+    assert line["train/epoch"] == 1.0
+    assert output.run_folder == tmp_path / "dpo"
+    written = [json.loads(text) for text in (output.run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert written == output.log_history
+    assert list(output.run_folder.glob("events.out.tfevents.*"))
+    assert make(save_directory=str(tmp_path)).train().run_folder == tmp_path / "dpo-2"
+
+
+def test_every_promised_metric_is_logged(make, dataset):
+    metrics = make(eval_dataset=dataset).train().metrics
+    promised = ["loss", "padding_fraction", "truncated_fraction", "dropped_rows"]
+    promised += [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
+    promised += [f"{name}/{side}" for name in ("logps", "completion_length") for side in ("chosen", "rejected")]
+    training = ["grad_norm", "learning_rate", "epoch", "num_tokens", "tokens_per_second", "pairs_per_second", "mfu"]
+    assert {f"train/{name}" for name in promised + training} <= metrics.keys()
+    assert {f"eval/{name}" for name in promised} <= metrics.keys()
+    assert metrics["train/completion_length/chosen"] > 10
+    assert 0 < metrics["train/padding_fraction"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"scheduler": "constant"}, [1.0, 1.0, 1.0, 1.0]),
+        ({"scheduler": "linear"}, [1.0, 0.75, 0.5, 0.25]),
+        ({"scheduler": "cosine"}, [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]),
+        ({"scheduler": "constant", "warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
+        ({"scheduler": "linear", "warmup_ratio": 0.5}, [0.0, 0.5, 1.0, 0.5]),
+    ],
+)
+def test_schedules(make, options, expected):
+    log = make(num_train_epochs=2, total_batch_size=6, learning_rate=1e-3, **options).train().log_history
+    assert [line["train/learning_rate"] for line in log] == pytest.approx(
+        [1e-3 * value for value in expected], abs=1e-9
+    )
+
+
+def test_max_training_steps_ends_the_run(make):
+    trainer = make(num_train_epochs=10, max_training_steps=2)
+    assert len(losses(trainer)) == 2 == trainer.total_steps
+
+
+def test_reference_log_probs_come_in_the_order_of_the_rows(make, rows, tiny_model):
+    trainer = make()
+    collate = trainer.create_grain_collect_function(512)
+    chosen, rejected = trainer.compute_reference_log_probs(trainer.state, collate(rows))
+    assert chosen.shape == rejected.shape == (12,) and chosen.dtype == jnp.float32
+    one_by_one = [trainer.compute_reference_log_probs(trainer.state, collate([row])) for row in rows]
+    np.testing.assert_allclose(chosen, [c[0] for c, _ in one_by_one], rtol=1e-5)
+    np.testing.assert_allclose(rejected, [r[0] for _, r in one_by_one], rtol=1e-5)
+
+
+def test_ready_made_reference_columns_are_used_and_checked(make, rows):
+    trainer = make()
+    batch = trainer.create_grain_collect_function(512)(rows)
+    chosen, rejected = (np.asarray(side) for side in trainer.compute_reference_log_probs(trainer.state, batch))
+    ready = [
+        row | {"ref_chosen_logps": float(c), "ref_rejected_logps": float(r)}
+        for row, c, r in zip(rows, chosen, rejected)
+    ]
+    assert losses(make(train_dataset=Dataset.from_list(ready))) == pytest.approx(losses(make()), abs=1e-5)
+    wrong = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -9.0} for row in rows]
+    with pytest.raises(RuntimeError, match="self-check failed"):
+        make(train_dataset=Dataset.from_list(wrong)).train()
+
+
+def test_the_grain_collate_function_works_in_a_real_pipeline_and_honours_both_arguments(make, rows):
+    trainer = make()
+    pipeline = grain.MapDataset.source(rows).batch(4, batch_fn=trainer.create_grain_collect_function(512))
+    batches = list(pipeline)
+    assert [batch["pair_mask"].sum() for batch in batches] == [4, 4, 4]
+    whole = batches[0]
+    short = trainer.create_grain_collect_function(60)(rows[:4])
+    assert (short["target_slots"] >= 0).sum() < (whole["target_slots"] >= 0).sum()
+    trainer = make(max_prompt_length=30)
+    ends, starts = (trainer.create_grain_collect_function(60, mode)(rows[:1]) for mode in ("keep_end", "keep_start"))
+    assert (ends["input_ids"] != starts["input_ids"]).any()
+
+
+def test_a_data_collator_gets_pairs_and_gives_the_batch(make):
+    from easydel.data.packing import PackingLayout, pack
+
+    sizes = []
+
+    def collator(pairs):
+        sizes.append(len(pairs))
+        return pack(pairs, PackingLayout(padding_value=1, packing=False, row_multiple=8))
+
+    assert losses(make(collator=collator)) == pytest.approx(losses(make()), abs=1e-5)
+    assert sizes == [4, 4, 4]
+
+
+def test_row_weights_scale_the_loss(make, rows):
+    weighted = [row | {"weight": 0.5} for row in rows]
+    found = losses(make(train_dataset=Dataset.from_list(weighted), max_training_steps=1))
+    assert found[0] == pytest.approx(math.log(2) / 2, abs=1e-6)
+
+
+def test_bad_rows_stop_a_run_before_it_starts_or_are_counted(make, rows):
+    with pytest.raises(DataError, match="rejected"):
+        make(train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b"}] * 4))
+    empty = dict(rows[0], chosen=[{"role": "assistant", "content": ""}])
+    trainer = make(train_dataset=Dataset.from_list([*rows, empty]), max_dropped_share=0.2)
+    metrics = trainer.train().metrics
+    assert metrics["train/dropped_rows"] > 0
+    assert trainer.tally.dropped == {"empty completion": 1}
+
+
+def test_nonfinite_updates_are_skipped_then_end_the_run(make, rows, tiny_model):
+    broken = dataclasses.replace(
+        tiny_model, norm=dataclasses.replace(tiny_model.norm, weight=tiny_model.norm.weight * jnp.nan)
+    )
+    with pytest.raises((NonFiniteError, RuntimeError), match="not finite|self-check"):
+        make(model=broken, max_nonfinite_steps=2).train()
+    spoilt = [row | {"weight": 1e38 if index > 3 else 1.0} for index, row in enumerate(rows)]
+    trainer = make(train_dataset=Dataset.from_list(spoilt), shuffle_train_dataset=False, max_nonfinite_steps=2)
+    with pytest.raises(NonFiniteError, match="rows 8, 9, 10, 11"):
+        trainer.train()
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(trainer.model))
+
+
+def test_saving_writes_model_and_tokenizer(make, tmp_path, tokenizer):
+    trainer = make(max_training_steps=1)
+    trainer.train()
+    trainer.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+
+
+def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, tokenizer, dataset):
+    heard = []
+
+    class Listener(easydel.TrainerCallback):
+        def on_train_begin(self, trainer):
+            heard.append(("begin", trainer.total_steps))
+
+        def on_step_end(self, trainer, step):
+            heard.append(("step", step))
+
+        def on_log(self, trainer, line):
+            heard.append(("log", line["step"]))
+            if line["step"] == 2:
+                raise KeyError("from the callback")
+
+        def on_train_end(self, trainer):
+            heard.append(("end",))
+
+    trainer = DPOTrainer(config(), tiny_model, None, tokenizer, dataset, callbacks=[Listener()])
+    with pytest.raises(KeyError, match="from the callback"):
+        trainer.train()
+    assert heard[0] == ("begin", 3) and heard[-1] == ("end",) and ("log", 1) in heard
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"beta": 0.0}, "beta=0.0"),
+        ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"loss_type": "sigmoyd"}, "loss_type='sigmoyd'"),
+        ({"max_prompt_length": 512}, "max_prompt_length=512 leaves no room"),
+        ({"truncation_mode": "middle"}, "truncation_mode='middle'"),
+        ({"max_prompt_length": None, "truncation_mode": "keep_start"}, "has no effect"),
+        ({"total_batch_size": 0}, "total_batch_size=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "both set the warm-up"),
+        ({"extra_optimizer_kwargs": {"beta1": 0.9}}, "beta1"),
+        ({"report_to": ("tensorboard",)}, "save_directory"),
+        ({"do_eval": False, "evaluation_steps": 3}, "no effect"),
+    ],
+)
+def test_bad_options_are_refused_when_the_config_is_made(options, words):
+    with pytest.raises(ValueError, match=words):
+        config(**options)
+
+
+def test_options_that_need_an_evaluation_set_say_so(make, tiny_model, dataset):
+    for options in ({"do_eval": True}, {"evaluation_steps": 3}):
+        with pytest.raises(ValueError, match="eval_dataset"):
+            make(**options)
+
+
+def test_a_tokenizer_without_padding_needs_a_padding_value(tiny_model, dataset, tokenizer):
+    bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    bare.chat_template = tokenizer.chat_template
+    with pytest.raises(ValueError, match="padding_value"):
+        DPOTrainer(config(), tiny_model, None, bare, dataset)
+    assert DPOTrainer(config(padding_value=2), tiny_model, None, bare, dataset).padding_value == 2
+    with pytest.raises(ValueError, match="processing_class"):
+        DPOTrainer(config(), tiny_model, None, None, dataset)

@@ -1,0 +1,53 @@
+"""A mesh changes where numbers are computed, not the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainers.direct_preference_optimization_trainer.mesh_trace import METRICS
+
+MESHES = {
+    "dp": (8, 1, 1, 1, 1),
+    "fsdp": (1, -1, 1, 1, 1),
+    "fsdp x tp": (1, 4, 1, 2, 1),
+    "dp x fsdp x tp": (2, 2, 1, 2, 1),
+}
+SHARES = {"dp": 1, "fsdp": 1 / 8, "fsdp x tp": 1 / 8, "dp x fsdp x tp": 1 / 4}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.trainers.direct_preference_optimization_trainer.mesh_trace", json.dumps(MESHES)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_give_the_trace_of_one(results, mesh):
+    for metric in METRICS:
+        difference = np.abs(np.subtract(results[mesh][metric], results["one device"][metric])).max()
+        print(f"{mesh:15} {metric:16} largest difference {difference:.1e}")
+        np.testing.assert_allclose(results[mesh][metric], results["one device"][metric], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_reference_and_moments_lie_as_the_parameters_do(results, mesh):
+    found = results[mesh]
+    assert found["share"] == SHARES[mesh]
+    assert found["reference_spec"] == found["spec"]
+    assert set(found["moment_specs"]) == {found["spec"]}
