@@ -88,7 +88,7 @@ def run_dpo(arguments: Sequence[str]) -> int:
     trainer = _make_trainer(run, config, tokenizer, train, evaluation)
 
     from easydel.data.faults import DataError
-    from easydel.trainers.trainer import NonFiniteError, SelfCheckError
+    from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 
     try:
         with refusing(DataError):

@@ -3,15 +3,14 @@
 import math
 import os
 import re
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+from easydel.infra.gguf_config import ROPE_FACTORS, hugging_face_config
+from easydel.infra.gguf_header import GGUFTensor, read_header
 
 MODEL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -31,131 +30,10 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FACTORS = "rope_freqs.weight"
 
 # llama.cpp turns neighbouring rows by one angle, Hugging Face rows half a head apart, so the llama converter
 # reorders the rows of q and k; llama.cpp runs the other architectures in Hugging Face order.
 PERMUTED_ARCHITECTURES = frozenset({"llama"})
-
-_MAX_DIMENSIONS = 4
-_SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_FLOAT32, _STRING, _ARRAY = 6, 8, 9
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """Where one tensor lies: shape in numpy order, ggml type number, first byte in the file."""
-
-    shape: tuple[int, ...]
-    ggml_type: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFHeader:
-    """Everything in a GGUF file that comes before the weights."""
-
-    metadata: dict[str, Any]
-    tensors: dict[str, GGUFTensor]
-
-
-class _HeaderReader:
-    """A position in the header; every read checks that the file goes on that far."""
-
-    # The gguf package's own reader makes one numpy array a token and merge: seconds, where this takes a fraction.
-    def __init__(self, path: Path, data: memoryview) -> None:
-        self.path, self.data, self.position = path, data, 0
-
-    def take(self, size: int) -> memoryview:
-        start, end = self.position, self.position + size
-        if end > len(self.data):
-            raise ValueError(
-                f"{self.path} is truncated: its header needs byte {end}, the file has {len(self.data)}. Fetch it again."
-            )
-        self.position = end
-        return self.data[start:end]
-
-    def scalar(self, code: str) -> Any:
-        layout = struct.Struct("<" + code)
-        return layout.unpack(self.take(layout.size))[0]
-
-    def string(self) -> str:
-        start = self.position
-        try:
-            return str(self.take(self.scalar("Q")), "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}: the string at byte {start} is not UTF-8; the file is damaged.") from error
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        if kind not in _SCALAR_FORMATS:
-            raise ValueError(f"{self.path}: unknown value type {kind} near byte {self.position}; the file is damaged.")
-        value = self.scalar(_SCALAR_FORMATS[kind])
-        # The shortest decimal of the float32: 1e-05 as its writer meant, not 9.999999747378752e-06.
-        return float(str(np.float32(value))) if kind == _FLOAT32 else value
-
-    def array(self) -> list[Any]:
-        kind, count = self.scalar("I"), self.scalar("Q")
-        if kind not in _SCALAR_FORMATS:
-            return [self.value(kind) for _ in range(count)]
-        item = np.dtype(_SCALAR_FORMATS[kind]).newbyteorder("<")
-        return np.frombuffer(self.take(count * item.itemsize), item).tolist()
-
-
-def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
-    """Metadata and tensor places of a GGUF file, version 2 or 3, little-endian.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not a GGUF file, is of another version or byte order, is truncated or damaged, or is one part
-        of a split model.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected a .gguf model file.")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ValueError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'.")
-    reader = _HeaderReader(path, np.memmap(path, mode="r").data)
-    reader.take(4)
-    version = reader.scalar("I")
-    if version not in (2, 3):
-        # A version above 65535 is a small one with its bytes swapped.
-        found = "big-endian" if version >> 16 else f"GGUF version {version}"
-        raise ValueError(f"{path} is {found}; expected little-endian version 2 or 3. Convert the model again.")
-    tensor_count, metadata_count = reader.scalar("Q"), reader.scalar("Q")
-
-    metadata: dict[str, Any] = {}
-    for _ in range(metadata_count):
-        key = reader.string()
-        metadata[key] = reader.value(reader.scalar("I"))
-    if metadata.get("split.count", 0) > 1:
-        raise ValueError(
-            f"{path} is part {metadata.get('split.no', 0) + 1} of {metadata['split.count']} of a split model. "
-            "Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT."
-        )
-
-    places: list[tuple[str, tuple[int, ...], int, int]] = []
-    for _ in range(tensor_count):
-        name, rank = reader.string(), reader.scalar("I")
-        if not 1 <= rank <= _MAX_DIMENSIONS:
-            raise ValueError(
-                f"{path}: tensor {name} has {rank} dimensions, expected 1 to {_MAX_DIMENSIONS}; the file is damaged."
-            )
-        shape = tuple(reversed([reader.scalar("Q") for _ in range(rank)]))
-        places.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"{path}: general.alignment={alignment!r}, expected a positive integer; the file is damaged.")
-    start = math.ceil(reader.position / alignment) * alignment
-    tensors = {name: GGUFTensor(shape, kind, start + offset) for name, shape, kind, offset in places}
-    if len(tensors) != len(places):
-        raise ValueError(f"{path} names a tensor twice; the file is damaged.")
-    return GGUFHeader(metadata, tensors)
 
 
 def hugging_face_name(name: str) -> str | None:
@@ -192,7 +70,7 @@ class GGUFCheckpoint:
         self.metadata = header.metadata
         self._data = np.memmap(self.path, mode="r")
         self._check_extents(header.tensors)
-        self.config = _config(self.path, header, self._rope_factors(header.tensors))
+        self.config = hugging_face_config(self.path, header, self._rope_factors(header.tensors))
         self._tensors: dict[str, GGUFTensor] = {}
         surplus: list[str] = []
         for name, tensor in header.tensors.items():
@@ -319,128 +197,3 @@ def _heads_in_rows(name: str, config: Mapping[str, Any]) -> int | None:
     if ".self_attn.k_proj." in name:
         return config["num_key_value_heads"]
     return None
-
-
-def _config(path: Path, header: GGUFHeader, rope_factors: np.ndarray | None) -> dict[str, Any]:
-    metadata, tensors = header.metadata, header.tensors
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{path}: general.architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}."
-        )
-
-    def need(key: str) -> Any:
-        if f"{architecture}.{key}" not in metadata:
-            raise ValueError(
-                f"{path} has no {architecture}.{key}, which a {architecture} model needs; convert it again."
-            )
-        return metadata[f"{architecture}.{key}"]
-
-    def optional(key: str, default: Any) -> Any:
-        return metadata.get(f"{architecture}.{key}", default)
-
-    if optional("expert_count", 0):
-        raise ValueError(f"{path} is a mixture of {optional('expert_count', 0)} experts, expected a dense model.")
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path} has no tensor token_embd.weight; expected a whole language model.")
-
-    heads = _one_for_all_layers(path, "attention.head_count", need("attention.head_count"))
-    head_dim = optional("attention.key_length", need("embedding_length") // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if optional(key, head_dim) != head_dim:
-            raise ValueError(
-                f"{path}: {architecture}.{key}={optional(key, head_dim)}, expected the head size {head_dim}; "
-                "heads that turn in part or whose values differ in size are not supported."
-            )
-    rope_theta = optional("rope.freq_base", 10000.0)
-    rope_scaling = _rope_scaling(path, metadata, architecture)
-    if rope_factors is not None:
-        if rope_scaling is not None:
-            raise ValueError(
-                f"{path} has both {rope_scaling['rope_type']} rope scaling and {ROPE_FACTORS}, expected one."
-            )
-        rope_scaling = _llama3_rope_scaling(path, rope_factors, rope_theta, head_dim)
-    return {
-        "architectures": [ARCHITECTURES[architecture]],
-        "model_type": architecture,
-        "hidden_act": "silu",
-        "hidden_size": need("embedding_length"),
-        "intermediate_size": _one_for_all_layers(path, "feed_forward_length", need("feed_forward_length")),
-        "num_hidden_layers": need("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _one_for_all_layers(
-            path, "attention.head_count_kv", optional("attention.head_count_kv", heads)
-        ),
-        "head_dim": head_dim,
-        "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
-        "rope_theta": rope_theta,
-        "rope_scaling": rope_scaling,
-        "max_position_embeddings": need("context_length"),
-        "vocab_size": tensors["token_embd.weight"].shape[0],
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
-    }
-
-
-def _one_for_all_layers(path: Path, key: str, value: int | list[int]) -> int:
-    values = value if isinstance(value, list) else [value]
-    if len(set(values)) != 1:
-        raise ValueError(f"{path}: {key} differs between layers ({values}); expected one value for all layers.")
-    return values[0]
-
-
-def _rope_scaling(path: Path, metadata: Mapping[str, Any], architecture: str) -> dict[str, Any] | None:
-    prefix = f"{architecture}.rope.scaling."
-    kind = metadata.get(prefix + "type", "none")
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"{path}: {prefix}type is {kind!r}, expected none, linear or yarn.")
-    settings = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    if "factor" not in settings:
-        raise ValueError(f"{path}: {prefix}type is {kind!r} but {prefix}factor is missing; convert the model again.")
-    unknown = settings.keys() - {"type", "factor", "original_context_length", "finetuned"}
-    if unknown:
-        raise ValueError(
-            f"{path}: {', '.join(prefix + key for key in sorted(unknown))} cannot be written as a Hugging Face config. "
-            "Load the model's Hugging Face folder."
-        )
-    scaling = {"rope_type": kind, "factor": settings["factor"]}
-    if kind == "yarn" and "original_context_length" in settings:
-        scaling["original_max_position_embeddings"] = settings["original_context_length"]
-    return scaling
-
-
-def _llama3_rope_scaling(path: Path, factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """The config of which ``factors [head_dim / 2]``, dividing the rotary frequencies, are the outcome."""
-    if np.all(factors == 1):
-        return None
-    # The file keeps the outcome, not the settings. These are the ones of every published Llama 3 model; the longest
-    # wavelength is stretched by the whole factor, which tells the last of them.
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(factors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    expected = _llama3_factors(scaling, theta, head_dim)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
-        raise ValueError(
-            f"{path}: the rotary factors in {ROPE_FACTORS} are not those of a llama3 rope_scaling with "
-            "low_freq_factor=1, high_freq_factor=4 and 8192 original positions, so they cannot be written as a config. "
-            "Load the model's Hugging Face folder."
-        )
-    return scaling
-
-
-def _llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / (kept + (1 - kept) / scaling["factor"])

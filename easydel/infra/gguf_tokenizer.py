@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from easydel.infra.gguf import read_header
+from easydel.infra.gguf_header import read_header
 
 _CONTROL, _USER_DEFINED = 3, 4
 

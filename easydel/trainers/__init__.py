@@ -11,7 +11,7 @@ _PUBLIC = {
     "DPOTrainer": f"{_DPO}.dpo_trainer",
     "Trainer": "easydel.trainers.trainer",
     "TrainerCallback": "easydel.trainers.callbacks",
-    "TrainerOutput": "easydel.trainers.trainer",
+    "TrainerOutput": "easydel.trainers.trainer_protocol",
     "TrainingArguments": "easydel.trainers.training_arguments",
 }
 __all__ = [
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from easydel.trainers.callbacks import TrainerCallback
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
-    from easydel.trainers.trainer import Trainer, TrainerOutput
+    from easydel.trainers.trainer import Trainer
+    from easydel.trainers.trainer_protocol import TrainerOutput
     from easydel.trainers.training_arguments import TrainingArguments
 
 

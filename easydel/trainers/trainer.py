@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import collections
-import dataclasses
 import itertools
 import logging
 import time
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
@@ -22,96 +19,26 @@ from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.log_window import LogWindow
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
 from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
+from easydel.trainers.trainer_protocol import (
+    Batch,
+    BatchStatistics,
+    DeviceBatch,
+    Metrics,
+    NonFiniteError,
+    TrainerConfigureDataloaderOutput,
+    TrainerConfigureFunctionOutput,
+    TrainerOutput,
+)
 from easydel.trainers.training_arguments import TrainingArguments
 
 logger = logging.getLogger("easydel")
 
-Batch = dict[str, np.ndarray]
-DeviceBatch = dict[str, jax.Array]
-Metrics = dict[str, Any]
 BATCHES_ON_DEVICE = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerConfigureDataloaderOutput:
-    """Batches to train and evaluate on.
-
-    Attributes:
-      train: one pass is the whole run, all epochs; None without a training set.
-      evaluation: one pass is one evaluation, by the name of the set.
-      steps: updates that `train` is expected to give, before ``max_training_steps``; None when unknown.
-      steps_per_epoch: updates of one pass over the data; None when unknown.
-    """
-
-    train: Iterable[Batch] | None
-    evaluation: dict[str, Iterable[Batch]]
-    steps: int | None
-    steps_per_epoch: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerConfigureFunctionOutput:
-    """Compiled steps and what they run on.
-
-    Attributes:
-      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up.
-      sharded_evaluation_step_function: ``(state, batch) -> metrics``.
-      mesh: the devices.
-      checkpoint_manager: writes checkpoints, or None when the run keeps none.
-    """
-
-    sharded_training_step_function: Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
-    sharded_evaluation_step_function: Callable[[EasyDeLState, DeviceBatch], Metrics]
-    mesh: Mesh
-    checkpoint_manager: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchStatistics:
-    """What the host knows of a batch without asking the device.
-
-    Attributes:
-      examples: how many examples the batch's means stand for.
-      tokens: tokens that are not padding.
-      flops: useful floating-point operations of one training step on it.
-      means: further numbers for the log, each a mean over the examples.
-      names: what to call the examples in a message, e.g. "rows 3, 17, 4".
-    """
-
-    examples: int
-    tokens: int
-    flops: float
-    means: dict[str, float]
-    names: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerOutput:
-    """What a run gives back.
-
-    Attributes:
-      state: the final state; its ``model`` is the trained one.
-      metrics: the last ``train/…`` and ``eval/…`` numbers.
-      log_history: every line that was logged.
-      run_folder: where the files are, or None.
-    """
-
-    state: EasyDeLState
-    metrics: dict[str, float]
-    log_history: list[LogLine]
-    run_folder: Path | None
-
-
-class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a non-finite loss or gradient; none of them was applied."""
-
-
-class SelfCheckError(RuntimeError):
-    """The first update's numbers cannot be right; nothing after it was applied."""
 
 
 class Trainer(abc.ABC):
@@ -258,7 +185,7 @@ class Trainer(abc.ABC):
         self.run_folder = arguments.make_run_folder()
         self._callbacks = self._make_callbacks()
         do_eval = bool(self.dataloaders.evaluation) and arguments.do_eval is not False
-        window, waiting = _Window(), None
+        window, waiting = LogWindow(), None
         first, nonfinite_in_a_row = int(self.state.step), 0
         train_step = self.functions.sharded_training_step_function
         step = evaluated = first
@@ -281,7 +208,7 @@ class Trainer(abc.ABC):
                         # One window late: the numbers of the window before are there by now, so nothing waits.
                         if waiting is not None:
                             nonfinite_in_a_row = self._log_window(waiting, nonfinite_in_a_row)
-                        waiting, window = window.close(), _Window()
+                        waiting, window = window.close(), LogWindow()
                     if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
                         if waiting is not None:
                             nonfinite_in_a_row, waiting = self._log_window(waiting, nonfinite_in_a_row), None
@@ -350,7 +277,7 @@ class Trainer(abc.ABC):
                 yield ahead.popleft()
         yield from ahead
 
-    def _log_window(self, window: _Window, nonfinite_in_a_row: int) -> int:
+    def _log_window(self, window: LogWindow, nonfinite_in_a_row: int) -> int:
         """Log a window's means; returns how many updates up to its end were non-finite in a row."""
         for metrics, (step, statistics) in zip(window.metrics.fetch(), window.steps):
             if not metrics["nonfinite"]:
@@ -386,37 +313,3 @@ class Trainer(abc.ABC):
     def _notify(self, event: str, *arguments: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(self, *arguments)
-
-
-class _Window:
-    """The updates of one log line."""
-
-    def __init__(self) -> None:
-        self.metrics = MeanMetrics()
-        self.steps: list[tuple[int, BatchStatistics]] = []
-        self._started = time.perf_counter()
-        self.seconds = 0.0
-
-    def add(self, step: int, metrics: Metrics, statistics: BatchStatistics) -> None:
-        self.metrics.add(metrics | statistics.means, statistics.examples)
-        self.steps.append((step, statistics))
-
-    def close(self) -> _Window:
-        self.seconds = time.perf_counter() - self._started
-        return self
-
-    @property
-    def last_step(self) -> int:
-        return self.steps[-1][0]
-
-    @property
-    def tokens(self) -> int:
-        return sum(statistics.tokens for _, statistics in self.steps)
-
-    @property
-    def examples(self) -> int:
-        return sum(statistics.examples for _, statistics in self.steps)
-
-    @property
-    def flops(self) -> float:
-        return sum(statistics.flops for _, statistics in self.steps)

@@ -14,7 +14,7 @@ from easydel.cli import main
 from easydel.infra.tokenizer import load_tokenizer
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
-from easydel.trainers.trainer import NonFiniteError
+from easydel.trainers.trainer_protocol import NonFiniteError
 
 from .conftest import ROWS, write_rows
 
@@ -180,7 +180,12 @@ def test_an_unknown_command_is_refused(capsys):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "--help"], ["dpo", "--learning-rte"]])
+HEAVY_FREE = [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "--help"], ["dpo", "--learning-rte"]]
+
+
+@pytest.mark.parametrize("arguments", HEAVY_FREE)
+    "arguments", [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "--help"], ["dpo", "--learning-rte"]]
+)
 def test_help_and_wrong_commands_need_nothing_heavy(arguments):
     code = (
         f"import runpy, sys; sys.argv = ['easydel', *{arguments}]\n"

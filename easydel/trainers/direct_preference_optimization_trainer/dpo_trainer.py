@@ -33,7 +33,8 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import (
 )
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
-from easydel.trainers.trainer import BatchStatistics, SelfCheckError, Trainer, TrainerConfigureDataloaderOutput
+from easydel.trainers.trainer import Trainer
+from easydel.trainers.trainer_protocol import BatchStatistics, SelfCheckError, TrainerConfigureDataloaderOutput
 
 PreferenceData = Dataset | IterableDataset | ShardedDataSource
 # Policy and reference run the same arithmetic on the same batch, so only the order of sums can differ.

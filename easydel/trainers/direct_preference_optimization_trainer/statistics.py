@@ -6,7 +6,7 @@ import numpy as np
 
 from easydel.data.packing import Batch
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.trainers.trainer import BatchStatistics
+from easydel.trainers.trainer_protocol import BatchStatistics
 
 
 def describe_batch(batch: Batch, model: EasyDeLBaseModule, dropped_rows: int) -> BatchStatistics:

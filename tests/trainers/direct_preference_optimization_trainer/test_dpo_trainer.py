@@ -21,7 +21,8 @@ import easydel
 from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.faults import DataError
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.trainers.trainer import NonFiniteError, Trainer
+from easydel.trainers.trainer import Trainer
+from easydel.trainers.trainer_protocol import NonFiniteError
 from tests.conftest import tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False}

@@ -1,0 +1,130 @@
+"""What a ``.gguf`` file says before the weights: metadata, and where each tensor lies."""
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_MAX_DIMENSIONS = 4
+_SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """Where one tensor lies: shape in numpy order, ggml type number, first byte in the file."""
+
+    shape: tuple[int, ...]
+    ggml_type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFHeader:
+    """Everything in a GGUF file that comes before the weights."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+
+
+class _HeaderReader:
+    """A position in the header; every read checks that the file goes on that far."""
+
+    # The gguf package's own reader makes one numpy array a token and merge: seconds, where this takes a fraction.
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self.data, self.position = path, data, 0
+
+    def take(self, size: int) -> memoryview:
+        start, end = self.position, self.position + size
+        if end > len(self.data):
+            raise ValueError(
+                f"{self.path} is truncated: its header needs byte {end}, the file has {len(self.data)}. Fetch it again."
+            )
+        self.position = end
+        return self.data[start:end]
+
+    def scalar(self, code: str) -> Any:
+        layout = struct.Struct("<" + code)
+        return layout.unpack(self.take(layout.size))[0]
+
+    def string(self) -> str:
+        start = self.position
+        try:
+            return str(self.take(self.scalar("Q")), "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: the string at byte {start} is not UTF-8; the file is damaged.") from error
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.array()
+        if kind not in _SCALAR_FORMATS:
+            raise ValueError(f"{self.path}: unknown value type {kind} near byte {self.position}; the file is damaged.")
+        value = self.scalar(_SCALAR_FORMATS[kind])
+        # The shortest decimal of the float32: 1e-05 as its writer meant, not 9.999999747378752e-06.
+        return float(str(np.float32(value))) if kind == _FLOAT32 else value
+
+    def array(self) -> list[Any]:
+        kind, count = self.scalar("I"), self.scalar("Q")
+        if kind not in _SCALAR_FORMATS:
+            return [self.value(kind) for _ in range(count)]
+        item = np.dtype(_SCALAR_FORMATS[kind]).newbyteorder("<")
+        return np.frombuffer(self.take(count * item.itemsize), item).tolist()
+
+
+def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
+    """Metadata and tensor places of a GGUF file, version 2 or 3, little-endian.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a GGUF file, is of another version or byte order, is truncated or damaged, or is one part
+        of a split model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected a .gguf model file.")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ValueError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'.")
+    reader = _HeaderReader(path, np.memmap(path, mode="r").data)
+    reader.take(4)
+    version = reader.scalar("I")
+    if version not in (2, 3):
+        # A version above 65535 is a small one with its bytes swapped.
+        found = "big-endian" if version >> 16 else f"GGUF version {version}"
+        raise ValueError(f"{path} is {found}; expected little-endian version 2 or 3. Convert the model again.")
+    tensor_count, metadata_count = reader.scalar("Q"), reader.scalar("Q")
+
+    metadata: dict[str, Any] = {}
+    for _ in range(metadata_count):
+        key = reader.string()
+        metadata[key] = reader.value(reader.scalar("I"))
+    if metadata.get("split.count", 0) > 1:
+        raise ValueError(
+            f"{path} is part {metadata.get('split.no', 0) + 1} of {metadata['split.count']} of a split model. "
+            "Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT."
+        )
+
+    places: list[tuple[str, tuple[int, ...], int, int]] = []
+    for _ in range(tensor_count):
+        name, rank = reader.string(), reader.scalar("I")
+        if not 1 <= rank <= _MAX_DIMENSIONS:
+            raise ValueError(
+                f"{path}: tensor {name} has {rank} dimensions, expected 1 to {_MAX_DIMENSIONS}; the file is damaged."
+            )
+        shape = tuple(reversed([reader.scalar("Q") for _ in range(rank)]))
+        places.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"{path}: general.alignment={alignment!r}, expected a positive integer; the file is damaged.")
+    start = math.ceil(reader.position / alignment) * alignment
+    tensors = {name: GGUFTensor(shape, kind, start + offset) for name, shape, kind, offset in places}
+    if len(tensors) != len(places):
+        raise ValueError(f"{path} names a tensor twice; the file is damaged.")
+    return GGUFHeader(metadata, tensors)

@@ -1,0 +1,97 @@
+"""What passes between the training loop and the trainer that fills it in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from easydel.infra.base_state import EasyDeLState
+from easydel.trainers.callbacks import LogLine
+
+Batch = dict[str, np.ndarray]
+DeviceBatch = dict[str, jax.Array]
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfigureDataloaderOutput:
+    """Batches to train and evaluate on.
+
+    Attributes:
+      train: one pass is the whole run, all epochs; None without a training set.
+      evaluation: one pass is one evaluation, by the name of the set.
+      steps: updates that `train` is expected to give, before ``max_training_steps``; None when unknown.
+      steps_per_epoch: updates of one pass over the data; None when unknown.
+    """
+
+    train: Iterable[Batch] | None
+    evaluation: dict[str, Iterable[Batch]]
+    steps: int | None
+    steps_per_epoch: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfigureFunctionOutput:
+    """Compiled steps and what they run on.
+
+    Attributes:
+      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up.
+      sharded_evaluation_step_function: ``(state, batch) -> metrics``.
+      mesh: the devices.
+      checkpoint_manager: writes checkpoints, or None when the run keeps none.
+    """
+
+    sharded_training_step_function: Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
+    sharded_evaluation_step_function: Callable[[EasyDeLState, DeviceBatch], Metrics]
+    mesh: Mesh
+    checkpoint_manager: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStatistics:
+    """What the host knows of a batch without asking the device.
+
+    Attributes:
+      examples: how many examples the batch's means stand for.
+      tokens: tokens that are not padding.
+      flops: useful floating-point operations of one training step on it.
+      means: further numbers for the log, each a mean over the examples.
+      names: what to call the examples in a message, e.g. "rows 3, 17, 4".
+    """
+
+    examples: int
+    tokens: int
+    flops: float
+    means: dict[str, float]
+    names: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerOutput:
+    """What a run gives back.
+
+    Attributes:
+      state: the final state; its ``model`` is the trained one.
+      metrics: the last ``train/…`` and ``eval/…`` numbers.
+      log_history: every line that was logged.
+      run_folder: where the files are, or None.
+    """
+
+    state: EasyDeLState
+    metrics: dict[str, float]
+    log_history: list[LogLine]
+    run_folder: Path | None
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a non-finite loss or gradient; none of them was applied."""
+
+
+class SelfCheckError(RuntimeError):
+    """The first update's numbers cannot be right; nothing after it was applied."""
