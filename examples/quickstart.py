@@ -24,6 +24,7 @@ from easydel.infra.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_PAIRS = 24  # enough to see the change, few enough for two cores
+ANSWER_TOKENS = 80  # longer answers are cut and marked […]
 
 console = Console()
 
@@ -86,13 +87,13 @@ def main(options: Quickstart) -> None:
 
 
 def answer(model: EasyDeLBaseModule, tokenizer: Any, conversations: list[list[dict[str, str]]]) -> list[str]:
-    """The model's likeliest answers."""
+    """The model's greedy answers."""
     prompts = [
         tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
         for conversation in conversations
     ]
-    answers = model.generate(prompts, max_new_tokens=80, stop_token_ids=[tokenizer.eos_token_id])
-    return [tokenizer.decode(tokens) for tokens in answers]
+    answers = model.generate(prompts, max_new_tokens=ANSWER_TOKENS, stop_token_ids=[tokenizer.eos_token_id])
+    return [tokenizer.decode(tokens) + (" […]" if len(tokens) == ANSWER_TOKENS else "") for tokens in answers]
 
 
 def show_answers(conversations: list[list[dict[str, str]]], before: list[str], after: list[str]) -> None:
@@ -111,7 +112,7 @@ def show_numbers(log: list[dict[str, Any]]) -> None:
     for metric, label in METRICS.items():
         table.add_row(label, *(f"{line[f'eval/{metric}']:.3f}" for line in (evaluations[0], evaluations[-1])))
     console.print(table)
-    console.print("Accuracy before is 0.5 by definition: the policy still equals its reference, so every pair ties.")
+    console.print("Accuracy before is 0.5 by definition: policy = reference, so every pair ties.")
 
 
 if __name__ == "__main__":

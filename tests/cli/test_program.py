@@ -184,8 +184,6 @@ HEAVY_FREE = [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "
 
 
 @pytest.mark.parametrize("arguments", HEAVY_FREE)
-    "arguments", [["--help"], ["--version"], ["shwo"], ["dpo", "--help"], ["show", "--help"], ["dpo", "--learning-rte"]]
-)
 def test_help_and_wrong_commands_need_nothing_heavy(arguments):
     code = (
         f"import runpy, sys; sys.argv = ['easydel', *{arguments}]\n"
