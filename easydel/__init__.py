@@ -26,6 +26,7 @@ _PUBLIC = {
     "Trainer": "easydel.trainers.trainer",
     "TrainerCallback": "easydel.trainers.callbacks",
     "TrainingArguments": "easydel.trainers.training_arguments",
+    "load_tokenizer": "easydel.infra.tokenizer",
     "open_source": "easydel.data.open_source",
 }
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Trainer",
     "TrainerCallback",
     "TrainingArguments",
+    "load_tokenizer",
     "open_source",
 ]
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from easydel.infra.base_config import EasyDeLBaseConfig
     from easydel.infra.base_module import EasyDeLBaseModule
     from easydel.infra.base_state import EasyDeLState
+    from easydel.infra.tokenizer import load_tokenizer
     from easydel.modules.auto import AutoEasyDeLModelForCausalLM
     from easydel.modules.llama import LlamaForCausalLM
     from easydel.modules.mistral import MistralForCausalLM

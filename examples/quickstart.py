@@ -18,9 +18,8 @@ from plot import METRICS, print_curves, save_curves
 from rich.console import Console
 from rich.table import Table
 
-from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, EasyDeLBaseModule, open_source
+from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, EasyDeLBaseModule, load_tokenizer, open_source
 from easydel.infra.download import smollm2_135m_instruct
-from easydel.infra.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_PAIRS = 24  # enough to see the change, few enough for two cores
@@ -53,12 +52,12 @@ def main(options: Quickstart) -> None:
 
     config = DPOConfig(
         beta=0.1,
-        learning_rate=5e-5,
-        scheduler="constant",
+        rpo_alpha=1.0,  # also learn to say the chosen answers, not only to prefer them
+        learning_rate=1e-4,
         warmup_steps=2,
         total_batch_size=4,
-        max_training_steps=12,
-        evaluation_steps=6,
+        max_training_steps=16,
+        evaluation_steps=8,
         eval_batch_size=12,
         max_length=256,
         max_prompt_length=128,

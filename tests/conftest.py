@@ -11,6 +11,7 @@ FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -18,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from easydel.data.preference import PreferencePair
 from easydel.infra.base_config import EasyDeLBaseConfig
+from easydel.infra.download import DownloadError, smollm2_135m_instruct
+from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
 from easydel.modules.llama import LlamaForCausalLM
 
 VOCABULARY = 64
@@ -122,3 +125,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def rows() -> list[dict]:
     return make_rows()
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real SmolLM2-135M-Instruct and its tokenizer."""
+    try:
+        path = smollm2_135m_instruct()
+        model = LlamaForCausalLM.from_pretrained(path, dtype=jnp.float32)
+    except (DownloadError, ImportError) as error:
+        pytest.skip(f"SmolLM2 cannot be had here: {error}")
+    # The golden numbers start from the weights as a bfloat16 folder holds them.
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), model)
+    return model, tokenizer_from_gguf(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"easydel {__version__}")
         return DONE
-    # transformers remarks on every start that torch is missing; nothing here needs it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _command(command)(rest)
     except (UsageError, FailedRun) as error:

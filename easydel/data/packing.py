@@ -90,20 +90,19 @@ def _is_truncated(pair: PreferencePair) -> bool:
     return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
 
 
-# Shapes come from these ladders, so that a run compiles a handful of programs at most.
-SHORTEST_ROW = 64
+# Rows are about this long, or as long as the longest tree: shorter ones pack badly, longer ones cost attention.
+TARGET_ROW_LENGTH = 1024
+LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
 
 
-def row_length_for(longest: int) -> int:
-    """The power of two that holds the longest tree."""
-    return max(SHORTEST_ROW, 1 << (longest - 1).bit_length())
-
-
 def bucket(size: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that holds `size`."""
-    power = 1 << (size - 1).bit_length()
-    return 3 * power // 4 if size <= 3 * power // 4 and power >= 4 else power
+    """The smallest of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … that holds `size`.
+
+    Shapes come from this ladder, so that a run compiles a handful of programs at most.
+    """
+    step = 1 << max(0, (size - 1).bit_length() - 3)
+    return -(-size // step) * step
 
 
 def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[list[int]]:
@@ -125,6 +124,24 @@ def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[lis
     return rows
 
 
+def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int, list[list[int]]]:
+    """Number of rows, their length, and the trees of each: as many rows as the tokens need, as short as they fit."""
+    longest = -(-max(lengths) // LENGTH_UNIT)
+    if not layout.packing:
+        rows = layout.row_multiple * -(-len(lengths) // layout.row_multiple)
+        return rows, LENGTH_UNIT * bucket(longest), [[index] for index in range(len(lengths))]
+    total = sum(lengths)
+    shares = -(-total // (layout.row_multiple * max(TARGET_ROW_LENGTH, max(lengths))))
+    rows = layout.row_multiple * bucket(shares)
+    units = bucket(max(longest, -(-total // (rows * LENGTH_UNIT))))
+    while True:
+        row_length = LENGTH_UNIT * units
+        members = assign_rows(lengths, row_length, row_length // TOKENS_PER_SLOT)
+        if len(members) <= rows:
+            return rows, row_length, members
+        units = bucket(units + 1)
+
+
 def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     """Pack pairs into one batch of the tree layout.
 
@@ -144,10 +161,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         raise ValueError("pack got no pairs; a batch needs at least one.")
     trees = [lay_out(pair, layout.share_prompt) for pair in pairs]
     lengths = [tree.length for tree in trees]
-    row_length = row_length_for(max(lengths))
+    rows, row_length, members = choose_rows(lengths, layout)
     slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
-    members = assign_rows(lengths, row_length, slots)
-    rows = layout.row_multiple * bucket(-(-len(members) // layout.row_multiple))
     # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
     targets = row_length
 

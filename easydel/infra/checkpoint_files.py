@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,9 +102,10 @@ def write_folder(
     )
     for stale in folder.glob("model*.safetensors*"):
         stale.unlink()
+    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     for file, names in split.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes its files private
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
-    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2), encoding="utf-8")

@@ -25,7 +25,10 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], str, st
 
 
 def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, …: a linear warm-up, then constant, linear or cosine decay to 0."""
+    """Learning rate of update 0, 1, …: a linear warm-up, then constant, linear or cosine decay to 0.
+
+    The warm-up's updates take 1/n, 2/n, … n/n of the peak: none of them is wasted on a rate of 0.
+    """
     warmup = arguments.warmup_steps or round(arguments.warmup_ratio * total_steps)
     peak, decay_steps = arguments.learning_rate, max(1, total_steps - warmup)
     after = {
@@ -35,7 +38,7 @@ def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Sched
     }[arguments.scheduler]
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup])
 
 
 def make_optimizer(arguments: TrainingArguments, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -34,6 +34,17 @@ def test_logits_equal_transformers(folder):
     assert error < 5e-5
 
 
+def test_logits_of_the_real_smollm2_equal_transformers(smollm2):
+    golden = np.load(GOLDEN.parent / "smollm2_logits.npz", allow_pickle=False)
+    logits = np.asarray(smollm2[0](jnp.array(golden["input_ids"])[None])[0])
+    found = logits[-1], logits[:, :: int(golden["vocabulary_step"])]
+    expected = golden["last_logits"], golden["some_logits"]
+    errors = [np.abs(ours - truth).max() for ours, truth in zip(found, expected)]
+    print(f"SmolLM2-135M-Instruct: largest logit error {max(errors):.1e}")
+    for ours, truth in zip(found, expected):  # logits go up to 41, where float32 itself is 4e-6 coarse
+        np.testing.assert_allclose(ours, truth, rtol=1e-6, atol=1e-4)
+
+
 def test_greedy_generation_with_a_cache_equals_transformers(folder):
     golden = load_golden(folder)
     prompts = golden["input_ids"][:, :16].tolist()

@@ -19,6 +19,8 @@ class DPOConfig(TrainingArguments):
     """Objective, a name from `easydel.trainers.direct_preference_optimization_trainer.losses`."""
     label_smoothing: float = 0.0
     """Assumed share of pairs whose labels are swapped."""
+    rpo_alpha: float | None = None
+    """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
 
     max_length: int | None = 512
     """Most tokens of prompt and completion together; None for no limit."""
@@ -45,6 +47,7 @@ class DPOConfig(TrainingArguments):
         require(self.beta > 0, "beta", self.beta, "a number above 0")
         require(self.loss_type in LOSS_OPTIONS, "loss_type", self.loss_type, f"one of {', '.join(LOSS_OPTIONS)}")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
+        require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)
             require(value is None or value >= least, field, value, f"None or at least {least} tokens")

@@ -24,7 +24,7 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import create_mesh, data_parallel_size, mesh_of, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES
+from easydel.trainers.direct_preference_optimization_trainer.losses import make_objective
 from easydel.trainers.direct_preference_optimization_trainer.reference import reference_state_for
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
@@ -151,8 +151,11 @@ class DPOTrainer(Trainer):
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
-        objective = functools.partial(
-            LOSSES[arguments.loss_type], beta=arguments.beta, label_smoothing=arguments.label_smoothing
+        objective = make_objective(
+            arguments.loss_type,
+            beta=arguments.beta,
+            label_smoothing=arguments.label_smoothing,
+            rpo_alpha=arguments.rpo_alpha,
         )
         shared: dict[str, Any] = {
             "objective": objective,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from easydel.trainers.direct_preference_optimization_trainer.losses import PairS
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
     PairLogps,
+    completion_lengths,
     score_in_micro_batches,
     score_pairs,
     split_micro_batches,
@@ -33,10 +35,10 @@ def training_step(
     The loss is the mean over the batch's pairs whatever the number of micro-batches. A non-finite loss or gradient
     leaves the state as it was and sets ``nonfinite``.
     """
-    num_pairs = jnp.sum(batch["pair_mask"])
+    totals = update_totals(batch)
 
     def loss(model: EasyDeLBaseModule, micro: DeviceBatch) -> tuple[Array, Metrics]:
-        metrics = preference_metrics(score_pairs(model, micro, remat=remat), micro, objective, beta, num_pairs)
+        metrics = preference_metrics(score_pairs(model, micro, remat=remat), micro, objective, beta, totals)
         return metrics["loss"], metrics
 
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
@@ -68,24 +70,40 @@ def evaluation_step(
 ) -> Metrics:
     """The metrics of one batch that carries reference log-probs, without gradients."""
     policy = score_in_micro_batches(state.model, batch, micro_batches)
-    return preference_metrics(policy, batch, objective, beta, jnp.sum(batch["pair_mask"]))
+    return preference_metrics(policy, batch, objective, beta, update_totals(batch))
+
+
+class UpdateTotals(NamedTuple):
+    """Counts over the whole update, so that what a mean is over does not depend on its micro-batches."""
+
+    pairs: Array
+    mean_chosen_length: Array
+
+
+def update_totals(batch: DeviceBatch) -> UpdateTotals:
+    """Pairs of an update and their mean number of scored chosen tokens."""
+    pairs = jnp.sum(batch["pair_mask"])
+    return UpdateTotals(pairs, jnp.sum(completion_lengths(batch)[0]) / pairs)
 
 
 def preference_metrics(
-    policy: PairLogps, batch: DeviceBatch, objective: Objective, beta: float, num_pairs: Array
+    policy: PairLogps, batch: DeviceBatch, objective: Objective, beta: float, totals: UpdateTotals
 ) -> Metrics:
-    """This batch's share of the means over `num_pairs` pairs; shares of micro-batches add up to the mean.
+    """This batch's share of the means over the update's pairs; shares of micro-batches add up to the mean.
 
     Rewards are ``beta`` times the log-ratio, in nats; a tie counts one half as accurate; only the loss is weighted.
     """
     scores = PairScores(
-        chosen=policy.chosen - batch["ref_chosen_logps"], rejected=policy.rejected - batch["ref_rejected_logps"]
+        chosen=policy.chosen - batch["ref_chosen_logps"],
+        rejected=policy.rejected - batch["ref_rejected_logps"],
+        chosen_logps=policy.chosen,
+        mean_chosen_length=totals.mean_chosen_length,
     )
     losses = objective(scores) * batch["pair_weight"]
     margins = scores.chosen - scores.rejected
 
     def mean(values: Float[Array, "rows slots"]) -> Array:
-        return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / num_pairs
+        return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / totals.pairs
 
     return {"loss": mean(losses)} | jax.lax.stop_gradient(
         {

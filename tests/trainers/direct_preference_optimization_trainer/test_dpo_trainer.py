@@ -225,8 +225,8 @@ def test_every_promised_metric_is_logged(make, dataset):
         ({"scheduler": "constant"}, [1.0, 1.0, 1.0, 1.0]),
         ({"scheduler": "linear"}, [1.0, 0.75, 0.5, 0.25]),
         ({"scheduler": "cosine"}, [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]),
-        ({"scheduler": "constant", "warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
-        ({"scheduler": "linear", "warmup_ratio": 0.5}, [0.0, 0.5, 1.0, 0.5]),
+        ({"scheduler": "constant", "warmup_steps": 2}, [0.5, 1.0, 1.0, 1.0]),
+        ({"scheduler": "linear", "warmup_ratio": 0.5}, [0.5, 1.0, 1.0, 0.5]),
     ],
 )
 def test_schedules(make, options, expected):
@@ -297,6 +297,16 @@ def test_row_weights_scale_the_loss(make, rows):
     assert found[0] == pytest.approx(math.log(2) / 2, abs=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"packing": False, "share_prompt": False}])
+def test_rpo_alpha_adds_the_mean_token_loss_of_the_chosen_completions(make, options):
+    plain, added = (
+        make(max_training_steps=1, rpo_alpha=rpo_alpha, **options).train().log_history[0] for rpo_alpha in (None, 0.5)
+    )
+    sft = -plain["train/logps/chosen"] / plain["train/completion_length/chosen"]
+    assert added["train/loss"] == pytest.approx(plain["train/loss"] + 0.5 * sft, rel=1e-5)
+    assert added["train/grad_norm"] != pytest.approx(plain["train/grad_norm"], rel=1e-3)
+
+
 def test_bad_rows_stop_a_run_before_it_starts_or_are_counted(make, rows):
     with pytest.raises(DataError, match="rejected"):
         make(train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b"}] * 4))
@@ -356,6 +366,7 @@ def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, to
     "options, words",
     [
         ({"beta": 0.0}, "beta=0.0"),
+        ({"rpo_alpha": 0.0}, "rpo_alpha=0.0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"loss_type": "sigmoyd"}, "loss_type='sigmoyd'"),
         ({"max_prompt_length": 512}, "max_prompt_length=512 leaves no room"),

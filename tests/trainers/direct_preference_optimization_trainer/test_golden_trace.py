@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer
-from easydel.infra.download import DownloadError, smollm2_135m_instruct
-from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
+from easydel import DPOConfig, DPOTrainer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -21,18 +17,6 @@ TRACES: dict[str, dict] = {
     "sigmoid": {},
     "smoothed_sigmoid": {"label_smoothing": 0.1},
 }
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    try:
-        path = smollm2_135m_instruct()
-    except (DownloadError, ImportError) as error:
-        pytest.skip(f"SmolLM2 cannot be had here: {error}")
-    model = AutoEasyDeLModelForCausalLM.from_pretrained(path, dtype=jnp.float32)
-    # The traces start from the weights as a bfloat16 folder holds them.
-    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), model)
-    return model, tokenizer_from_gguf(path)
 
 
 def token_rows(golden) -> Dataset:
