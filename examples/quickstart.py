@@ -22,7 +22,7 @@ from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, EasyDeLB
 from easydel.infra.download import smollm2_135m_instruct
 
 DATA = Path(__file__).parent / "data"
-HELD_OUT_PAIRS = 24  # enough to see the change, few enough for two cores
+HELD_OUT_PAIRS = 16  # enough to see the change, few enough for two cores
 ANSWER_TOKENS = 80  # longer answers are cut and marked […]
 
 console = Console()
@@ -58,7 +58,7 @@ def main(options: Quickstart) -> None:
         total_batch_size=4,
         max_training_steps=16,
         evaluation_steps=8,
-        eval_batch_size=12,
+        eval_batch_size=16,
         max_length=256,
         max_prompt_length=128,
         save_directory=str(options.output),

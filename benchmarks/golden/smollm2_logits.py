@@ -1,4 +1,4 @@
-"""Float64 logits of SmolLM2-135M-Instruct from `transformers`: every vocabulary entry at the last place, some at all places."""
+"""Float64 logits of SmolLM2-135M-Instruct from `transformers`: the whole last place, some entries at every place."""
 
 import argparse
 from pathlib import Path
