@@ -85,19 +85,22 @@ def run_dpo(arguments: Sequence[str]) -> int:
     run, config = read_request(arguments)
     tokenizer = open_tokenizer(run.model, run.chat_template)
     train, evaluation = _open_datasets(run, config, tokenizer)
+    with refusing(OSError):
+        Path(config.save_directory or ".").expanduser().mkdir(parents=True, exist_ok=True)
     trainer = _make_trainer(run, config, tokenizer, train, evaluation)
 
     from easydel.data.faults import DataError
     from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 
     try:
-        with refusing(DataError):
+        with refusing(DataError, OSError):
             output = trainer.train()
     except (NonFiniteError, SelfCheckError) as error:
         raise FailedRun(str(error)) from error
     assert output.run_folder is not None  # read_request refuses a run that keeps nothing
     folder = output.run_folder / MODEL_FOLDER
-    trainer.save_pretrained(folder)
+    with refusing(OSError):
+        trainer.save_pretrained(folder)
     print(summary(trainer, output, folder))
     return 0
 
@@ -150,7 +153,7 @@ def _open_datasets(
     with refusing(OSError, ValueError):
         transform = PreferenceTransform(tokenizer, **{name: getattr(config, name) for name in DATA_OPTIONS})
         for source in (train, *evaluation.values()):
-            check_first_rows(source, transform)
+            check_first_rows(source, transform, config.max_dropped_share)
     return train, evaluation
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 FaultReason = Literal[
+    "unreadable row",
     "missing column",
     "missing value",
     "wrong type",
@@ -85,7 +86,7 @@ class FaultTally:
 
     Args:
       limit: the largest share of rows, 0 to 1, that may be dropped. It is judged once `MINIMUM_ROWS_TO_JUDGE` rows
-        were seen, or at the end of the data.
+        were seen, and by `check(final=True)` at the end of the data.
 
     Raises:
       DataError: from `record` and `check`, when the share is over the limit, or on a structural fault before any
@@ -97,7 +98,8 @@ class FaultTally:
             raise ValueError(f"limit={limit} is not a share of rows; expected a number from 0 to 1, such as 0.05.")
         self.limit = limit
         self._lock = threading.Lock()
-        self._good = 0
+        self._good: set[int] = set()
+        self._bad: set[int] = set()
         self._dropped: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
@@ -113,20 +115,23 @@ class FaultTally:
         with self._lock:
             return dict(self._dropped.most_common())
 
-    def record_good(self) -> None:
-        """Count one row that became a pair."""
+    def record_good(self, index: int) -> None:
+        """Count row `index`, which became a pair; a row counts once however often it comes by."""
         with self._lock:
-            self._good += 1
+            self._good.add(index)
 
     def record(self, fault: RowFault, location: str) -> None:
-        """Count one dropped row; `location` names it for a reader, such as "train.jsonl, row 812"."""
+        """Count one dropped row, once however often it comes by; `location` is such as "train.jsonl, row 812"."""
         example = f"{location}: {fault.message}"
         with self._lock:
+            if fault.index in self._bad:
+                return
+            self._bad.add(fault.index)
             self._dropped[fault.reason] += 1
             examples = self._examples.setdefault(fault.reason, [])
             if len(examples) < EXAMPLES_PER_REASON:
                 examples.append(example)
-            stop = fault.structural and self._good == 0
+            stop = fault.structural and not self._good
         if stop:
             raise DataError(example)
         self.check()
@@ -136,7 +141,7 @@ class FaultTally:
         with self._lock:
             seen, dropped = self._seen(), self._dropped.total()
             too_early = seen < MINIMUM_ROWS_TO_JUDGE and not final
-            if dropped == 0 or too_early or (self._good > 0 and dropped <= self.limit * seen):
+            if dropped == 0 or too_early or (self._good and dropped <= self.limit * seen):
                 return
             summary = self._summary()
         raise DataError(
@@ -150,7 +155,7 @@ class FaultTally:
             return self._summary()
 
     def _seen(self) -> int:
-        return self._good + self._dropped.total()
+        return len(self._good) + self._dropped.total()
 
     def _summary(self) -> str:
         seen = self._seen()

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from easydel.data.preference import PreferencePair
+from .faults import DataError
+from .preference import PreferencePair
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
@@ -155,7 +156,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
       ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
 
     Raises:
-      ValueError: no pairs, or some with ready-made reference log-probs and some without.
+      ValueError: no pairs.
+      DataError: some with ready-made reference log-probs and some without.
     """
     if not pairs:
         raise ValueError("pack got no pairs; a batch needs at least one.")
@@ -185,7 +187,7 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     }
     known = [pair.ref_chosen_logps is not None for pair in pairs]
     if any(known) and not all(known):
-        raise ValueError(
+        raise DataError(
             f"{sum(known)} of {len(pairs)} pairs of one batch bring ref_chosen_logps and ref_rejected_logps; "
             "give both columns in every row or in none."
         )

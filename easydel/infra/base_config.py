@@ -73,10 +73,18 @@ class HuggingFaceConfig:
         rope = self.get("rope_parameters", None) or self.get("rope_scaling", None) or {}
         theta = float(rope.get("rope_theta") or self.get("rope_theta", 10000.0))
         kind = rope.get("rope_type", rope.get("type", "default"))
+        for place in (rope, self.raw):
+            if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+                raise ValueError(
+                    f'config.json has "partial_rotary_factor": {place["partial_rotary_factor"]}; '
+                    "this decoder turns whole heads only."
+                )
         if kind == "default":
             return theta, None
         if kind not in ("linear", "llama3"):
             raise ValueError(f'config.json asks for rope_type "{kind}"; supported are default, linear and llama3.')
+        if "factor" not in rope:
+            raise ValueError(f'config.json asks for rope_type "{kind}" without a "factor".')
         fields = {f.name for f in dataclasses.fields(RotaryScaling)}
         return theta, RotaryScaling(
             **{key: value for key, value in rope.items() if key in fields} | {"rope_type": kind}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OWN_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 class CheckpointFiles(Protocol):
@@ -100,12 +103,20 @@ def write_folder(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    for stale in folder.glob("model*.safetensors*"):
-        stale.unlink()
-    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG, folder / file)  # safetensors makes its files private
+    texts = {CONFIG: json.dumps(dict(config), indent=2)}
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+        texts[WEIGHTS_INDEX] = json.dumps(index, indent=2, sort_keys=True)
+    # All under other names first: a write that fails leaves what was there.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
+        new = Path(name)
+        for file, text in texts.items():
+            (new / file).write_text(text, encoding="utf-8")
+        for file, names in split.filename_to_tensors.items():
+            save_file({name: tensors[name] for name in names}, new / file, metadata={"format": "pt"})
+            shutil.copymode(new / CONFIG, new / file)  # safetensors makes its files private
+        for old in folder.iterdir():
+            if OWN_FILE.fullmatch(old.name) and not (new / old.name).exists():
+                old.unlink()
+        for path in new.iterdir():
+            path.replace(folder / path.name)

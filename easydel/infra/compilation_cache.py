@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax
 
 from easydel.infra.cache_folder import cache_folder
+
+logger = logging.getLogger("easydel")
 
 
 def enable_compilation_cache() -> None:
     """Let a second start of the same run compile nothing; a folder the caller has chosen for JAX stays as it is."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        except OSError as error:
+            logger.warning("compiled programs are not kept between runs: %s.", error)

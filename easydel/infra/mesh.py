@@ -42,6 +42,9 @@ def create_mesh(
             dims[dims.index(-1)] = count // fixed
         if math.prod(dims) != count:
             problem = f"their product must be the number of devices, {count}"
+    unused = [axis for axis, size in zip(AXIS_NAMES, dims) if axis in ("ep", "sp") and size > 1]
+    if not problem and unused:
+        problem = f"nothing is split over {' and '.join(unused)} yet; leave 1 there"
     if problem:
         raise ValueError(f"sharding_axis_dims={tuple(sharding_axis_dims)} for axes {AXIS_NAMES}: {problem}.")
     return jax.make_mesh(dims, AXIS_NAMES, devices=devices, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
@@ -90,7 +93,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec(DATA_AXES)))
 
 
-def constrain(x: Array, *axes: Any) -> Array:
-    """Pin an intermediate's layout when a mesh is in use (`jax.set_mesh`); else leave it be."""
+def constrain(x: Array, *axes: tuple[str, ...] | None) -> Array:
+    """Pin an intermediate's layout when a mesh is in use (`jax.set_mesh`) and divides it; else leave it be."""
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    if mesh.empty or mesh.size == 1:
+        return x
+    for size, names in zip(x.shape, axes):
+        if names is not None and size % math.prod(mesh.shape[name] for name in names):
+            return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

@@ -8,6 +8,8 @@ from typing import Any
 from easydel.infra.base_config import EasyDeLBaseConfig, HuggingFaceConfig
 from easydel.modules.decoder import DecoderForCausalLM
 
+DEFAULT_WINDOW = 4096
+
 
 class MistralForCausalLM(DecoderForCausalLM):
     """Mistral (Jiang et al. 2023)."""
@@ -17,5 +19,5 @@ class MistralForCausalLM(DecoderForCausalLM):
     @classmethod
     def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
         config = HuggingFaceConfig(raw)
-        window = config.get("sliding_window", None)
+        window = config.raw.get("sliding_window", DEFAULT_WINDOW)  # null means none, absent means the default
         return config.decoder(layer_windows=(window,) * config.require("num_hidden_layers"))

@@ -29,12 +29,12 @@ class MeanMetrics:
         return jax.device_get([dict(metrics) for metrics in self._metrics])
 
     def means(self) -> dict[str, float]:
-        """Mean over all examples of every metric, in float64; non-scalars and text are left out."""
+        """Mean over all examples of every metric, in float64; what is not a single number is left out."""
         totals: dict[str, float] = {}
         counts: dict[str, int] = {}
         for metrics, examples in zip(self.fetch(), self._examples):
             for name, value in metrics.items():
-                if isinstance(value, str) or np.size(value) != 1:
+                if not np.issubdtype(np.asarray(value).dtype, np.number) or np.size(value) != 1:
                     continue
                 totals[name] = totals.get(name, 0.0) + float(np.asarray(value).item()) * examples
                 counts[name] = counts.get(name, 0) + examples

@@ -79,13 +79,14 @@ class ProgressReporter(TrainerCallback):
 
 
 def _numbers(line: LogLine, names: dict[str, str]) -> str:
-    """``loss 0.6931  margin 0.000`` for the metrics a trainer wants seen, whatever their prefix."""
-    shown = []
+    """``loss 0.6931  margin 0.000`` for the metrics a trainer wants seen; those of named sets after the set's name."""
+    shown: dict[str, list[str]] = {}
     for name, value in line.items():
-        label = next((label for metric, label in names.items() if name.endswith("/" + metric)), None)
-        if label is not None:
-            shown.append(f"{label} {value:.4g}")
-    return "  ".join(shown)
+        metric = next((metric for metric in names if name.endswith("/" + metric)), None)
+        if metric is not None:
+            dataset = name.removesuffix(metric).split("/", 1)[1].rstrip("/")
+            shown.setdefault(dataset, []).append(f"{names[metric]} {value:.4g}")
+    return "  ".join(f"{dataset}: {'  '.join(numbers)}".removeprefix(": ") for dataset, numbers in shown.items())
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,9 @@ class JsonLinesTracker(TrainerCallback):
 
     def on_log(self, trainer: Trainer, line: LogLine) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            # JSON knows no NaN; a skipped update's loss becomes null.
+            known = {name: None if value != value else value for name, value in line.items()}
+            file.write(json.dumps(known) + "\n")
 
 
 class TensorBoardTracker(TrainerCallback):

@@ -19,17 +19,17 @@ from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.trainers.callbacks import LogLine, TrainerCallback
-from easydel.trainers.log_window import LogWindow
+from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
 from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
 from easydel.trainers.trainer_protocol import (
     Batch,
+    BatchLoader,
     BatchStatistics,
     DeviceBatch,
     Metrics,
-    NonFiniteError,
     TrainerConfigureDataloaderOutput,
     TrainerConfigureFunctionOutput,
     TrainerOutput,
@@ -49,7 +49,7 @@ class Trainer(abc.ABC):
 
     Args:
       arguments: options of the run.
-      model: a model, or a state (its optimiser state is continued when it has one).
+      model: a model, or a state, whose model is taken; step, optimiser and schedule are the run's own.
       processing_class: tokenizer, saved beside the model.
       callbacks: listeners besides the trackers and the progress bar.
     """
@@ -64,11 +64,16 @@ class Trainer(abc.ABC):
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
+        if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
+            raise TypeError(
+                f"model is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
+                "AutoEasyDeLModelForCausalLM.from_pretrained."
+            )
         self.arguments = arguments
         self.processing_class = processing_class
         self.log_history: list[LogLine] = []
         self.run_folder: Path | None = None
-        self.total_steps = 0
+        self.mesh = mesh_of(model) or create_mesh()
         self.dataloaders = self.configure_dataloaders()
         if arguments.do_eval and not self.dataloaders.evaluation:
             raise ValueError("do_eval=True, but there is no eval_dataset; give one or leave do_eval out.")
@@ -76,8 +81,9 @@ class Trainer(abc.ABC):
             raise ValueError(
                 f"evaluation_steps={arguments.evaluation_steps} has no effect without an eval_dataset; give one."
             )
-        self._user_callbacks = list(callbacks)
-        self._callbacks: list[TrainerCallback] = []
+        self.total_steps = self._plan_steps()
+        self._schedule = make_schedule(arguments, self.total_steps)
+        self._callbacks = list(callbacks)
         self.state = self.configure_model(model)
         self._functions: TrainerConfigureFunctionOutput | None = None
 
@@ -101,7 +107,7 @@ class Trainer(abc.ABC):
         """Count a batch on the host."""
 
     @abc.abstractmethod
-    def evaluation_loader(self, dataset: Any) -> Iterable[Batch]:
+    def evaluation_loader(self, dataset: Any) -> BatchLoader:
         """Batches of a set that was not given at construction."""
 
     def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
@@ -117,32 +123,31 @@ class Trainer(abc.ABC):
         return state, metrics
 
     @abc.abstractmethod
-    def check_first_step(self, metrics: Mapping[str, Any]) -> None:
-        """Look at the first update's metrics; raise `SelfCheckError` if they can't be right."""
+    def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
+        """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""
 
     # Set-up.
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
         """The state to train, on its mesh, in buffers of its own."""
-        state = model if isinstance(model, EasyDeLState) else EasyDeLState.create(model)
-        self.mesh = mesh_of(state.model) or create_mesh()
-        state = self._own(state)
-        steps = self.dataloaders.steps
-        limit = self.arguments.max_training_steps
-        if self.dataloaders.train is not None:
-            if steps is None and limit is None:
-                raise ValueError("the training set's length is unknown; set max_training_steps.")
-            self.total_steps = min(value for value in (steps, limit) if value is not None)
-        self._schedule = make_schedule(self.arguments, self.total_steps)
-        if state.tx is None:
-            optimizer = make_optimizer(self.arguments, self._schedule)
-            state = EasyDeLState.create(state.model, optimizer).replace(step=state.step)
-        return state
+        policy = model.model if isinstance(model, EasyDeLState) else model
+        # A copy, so that no update touches the caller's buffers.
+        policy = jax.tree.map(lambda array: array.copy(), policy.shard(self.mesh))
+        state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
+        return jax.device_put(state, tree_shardings(state, policy.partition_rules, self.mesh))
 
-    def _own(self, state: EasyDeLState) -> EasyDeLState:
-        """A copy of a state, laid out on the mesh by the model's rule table."""
-        shardings = tree_shardings(state, state.model.partition_rules, self.mesh)
-        return jax.tree.map(lambda array: array.copy(), jax.device_put(state, shardings))
+    def _plan_steps(self) -> int:
+        """Updates the run is expected to make."""
+        if self.dataloaders.train is None:
+            return 0
+        limits = [value for value in (self.dataloaders.steps, self.arguments.max_training_steps) if value is not None]
+        if not limits:
+            raise ValueError("the training set's length is unknown; set max_training_steps.")
+        if self.arguments.warmup_steps > min(limits):
+            raise ValueError(
+                f"warmup_steps={self.arguments.warmup_steps} is more than the run's {min(limits)} updates."
+            )
+        return min(limits)
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
         """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
@@ -177,54 +182,61 @@ class Trainer(abc.ABC):
 
         Raises:
           NonFiniteError: the loss or gradient stayed non-finite; `self.state` is the last good state.
-          ValueError: there is no training set.
+          ValueError: there is no training set, or this trainer has trained before.
         """
         if self.dataloaders.train is None:
             raise ValueError("train() needs a train_dataset.")
+        if int(self.state.step) > 0:
+            raise ValueError(
+                f"this trainer has already made {int(self.state.step)} updates; make a new one, with trainer.model as "
+                "its model to train on from here."
+            )
         arguments = self.arguments
         self.run_folder = arguments.make_run_folder()
-        self._callbacks = self._make_callbacks()
+        self._callbacks += self._run_callbacks()
         do_eval = bool(self.dataloaders.evaluation) and arguments.do_eval is not False
-        window, waiting = LogWindow(), None
-        first, nonfinite_in_a_row = int(self.state.step), 0
-        train_step = self.functions.sharded_training_step_function
-        step = evaluated = first
+        step = 0
         self._notify("on_train_begin")
         try:
             if do_eval:
                 self.evaluate()
-            batches = self._on_device(itertools.islice(self.dataloaders.train, self.total_steps - first))
-            with jax.set_mesh(self.mesh):
-                for batch, device_batch in batches:
-                    step += 1
-                    state = self.on_step_start(self.state, step)
-                    self.state, metrics = train_step(state, self.prepare_batch(state, device_batch))
-                    if step == first + 1:
-                        self.check_first_step(jax.device_get(metrics))
-                    self.state, metrics = self.on_step_end(self.state, metrics, step)
-                    window.add(step, metrics, self.batch_statistics(batch))
-                    self._notify("on_step_end", step)
-                    if step % arguments.log_steps == 0:
-                        # One window late: the numbers of the window before are there by now, so nothing waits.
-                        if waiting is not None:
-                            nonfinite_in_a_row = self._log_window(waiting, nonfinite_in_a_row)
-                        waiting, window = window.close(), LogWindow()
-                    if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
-                        if waiting is not None:
-                            nonfinite_in_a_row, waiting = self._log_window(waiting, nonfinite_in_a_row), None
-                        self.evaluate()
-                        evaluated = step
-            for rest in (waiting, window.close()):
-                if rest is not None and len(rest.metrics):
-                    nonfinite_in_a_row = self._log_window(rest, nonfinite_in_a_row)
-            if do_eval and evaluated != step:
+            log = TrainingLog(arguments.log_steps, arguments.max_nonfinite_steps, self._log_window)
+            for step, (batch, device_batch) in enumerate(self._training_batches(), start=1):
+                metrics, is_nonfinite = self._update(device_batch, step)
+                log.add(step, metrics, is_nonfinite, self.batch_statistics(batch))
+                self._notify("on_step_end", step)
+                if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
+                    log.write_full()
+                    started = time.perf_counter()
+                    self.evaluate()
+                    log.exclude(time.perf_counter() - started)
+            log.write_all()
+            if do_eval and not (arguments.evaluation_steps and step % arguments.evaluation_steps == 0):
                 self.evaluate()
         finally:
             self._notify("on_train_end")
+        if step < self.total_steps:
+            logger.warning("the data ended after %d of %d planned updates: rows were dropped.", step, self.total_steps)
         last: dict[str, float] = {}
         for line in self.log_history:
             last |= {name: value for name, value in line.items() if name != "step"}
         return TrainerOutput(self.state, last, self.log_history, self.run_folder)
+
+    def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch]]:
+        assert self.dataloaders.train is not None
+        return self._on_device(itertools.islice(self.dataloaders.train, self.total_steps))
+
+    def _update(self, batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
+        """One update between its two hooks: the metrics to log, and whether it had to be skipped."""
+        state = self.on_step_start(self.state, step)
+        with jax.set_mesh(self.mesh):
+            prepared = self.prepare_batch(state, batch)
+            self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
+        is_nonfinite = metrics.pop("nonfinite")
+        if step == 1 and not is_nonfinite:
+            self.check_first_step(batch, jax.device_get(metrics))
+        self.state, metrics = self.on_step_end(self.state, metrics, step)
+        return metrics, is_nonfinite
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Evaluate on `dataset`, or on every set given at construction.
@@ -232,7 +244,11 @@ class Trainer(abc.ABC):
         Returns:
           ``eval/…`` means over all examples, ``eval/<name>/…`` for named sets; also logged.
         """
-        sets = self.dataloaders.evaluation if dataset is None else {"": self.evaluation_loader(dataset)}
+        if dataset is None:
+            sets = self.dataloaders.evaluation
+        else:
+            named = dataset if isinstance(dataset, Mapping) else {"": dataset}
+            sets = {name: self.evaluation_loader(data) for name, data in named.items()}
         if not sets:
             raise ValueError("evaluate() needs a dataset: give one here or as eval_dataset.")
         results: dict[str, float] = {}
@@ -245,11 +261,10 @@ class Trainer(abc.ABC):
                     metrics = evaluation_step(self.state, self.prepare_batch(self.state, device_batch))
                     means.add(metrics | statistics.means, statistics.examples)
                     examples += statistics.examples
-            if not len(means):
-                raise ValueError(f"evaluation set {name!r} gave no examples.")
+            numbers = means.means() | loader.counters()
+            numbers["pairs_per_second"] = examples / (time.perf_counter() - started)
             prefix = f"eval/{name}/" if name else "eval/"
-            results |= {prefix + key: value for key, value in means.means().items()}
-            results[prefix + "pairs_per_second"] = examples / (time.perf_counter() - started)
+            results |= {prefix + key: value for key, value in numbers.items()}
         self._log({"step": int(self.state.step)} | results)
         return results
 
@@ -259,8 +274,8 @@ class Trainer(abc.ABC):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
-    def _make_callbacks(self) -> list[TrainerCallback]:
-        callbacks = list(self._user_callbacks)
+    def _run_callbacks(self) -> list[TrainerCallback]:
+        callbacks: list[TrainerCallback] = []
         if self.run_folder is not None:
             callbacks.append(JsonLinesTracker(self.run_folder))
             callbacks += [TRACKERS[name](self.run_folder) for name in self.arguments.report_to]
@@ -277,23 +292,9 @@ class Trainer(abc.ABC):
                 yield ahead.popleft()
         yield from ahead
 
-    def _log_window(self, window: LogWindow, nonfinite_in_a_row: int) -> int:
-        """Log a window's means; returns how many updates up to its end were non-finite in a row."""
-        for metrics, (step, statistics) in zip(window.metrics.fetch(), window.steps):
-            if not metrics["nonfinite"]:
-                nonfinite_in_a_row = 0
-                continue
-            nonfinite_in_a_row += 1
-            message = f"update {step} was skipped: its loss or gradient is not finite ({statistics.names})"
-            logger.warning("%s.", message)
-            if nonfinite_in_a_row >= self.arguments.max_nonfinite_steps:
-                raise NonFiniteError(
-                    f"{message}, {nonfinite_in_a_row} in a row. The state is the last good one. "
-                    "Look at these rows, lower learning_rate, or raise max_nonfinite_steps."
-                )
-        means = window.metrics.means()
-        seconds = window.seconds
-        epoch_steps = self.dataloaders.steps_per_epoch
+    def _log_window(self, window: LogWindow) -> None:
+        assert self.dataloaders.train is not None
+        means, seconds = window.metrics.means() | self.dataloaders.train.counters(), window.seconds
         line = {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": float(self._schedule(window.last_step - 1)),
             "train/num_tokens": window.tokens,
@@ -301,10 +302,10 @@ class Trainer(abc.ABC):
             "train/pairs_per_second": window.examples / seconds,
             "train/mfu": window.flops / seconds / peak_flops(self.mesh),
         }
-        if epoch_steps is not None:
-            line["train/epoch"] = window.last_step / epoch_steps
+        if self.dataloaders.steps_per_epoch is not None:
+            epoch = window.last_step / self.dataloaders.steps_per_epoch
+            line["train/epoch"] = min(epoch, float(self.arguments.num_train_epochs))
         self._log({"step": window.last_step} | line)
-        return nonfinite_in_a_row
 
     def _log(self, line: LogLine) -> None:
         self.log_history.append(line)

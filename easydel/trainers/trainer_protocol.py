@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,14 @@ DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, Any]
 
 
+class BatchLoader(Protocol):
+    """Batches that can be iterated any number of times, and what was counted on the latest pass."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def counters(self) -> dict[str, float]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainerConfigureDataloaderOutput:
     """Batches to train and evaluate on.
@@ -30,8 +38,8 @@ class TrainerConfigureDataloaderOutput:
       steps_per_epoch: updates of one pass over the data; None when unknown.
     """
 
-    train: Iterable[Batch] | None
-    evaluation: dict[str, Iterable[Batch]]
+    train: BatchLoader | None
+    evaluation: Mapping[str, BatchLoader]
     steps: int | None
     steps_per_epoch: float | None
 

@@ -6,13 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from easydel.trainers.field_checks import check_types, require
+
 Tracker = Literal["tensorboard"]
-
-
-def require(condition: bool, field: str, value: Any, expected: str) -> None:
-    """Raise the `ValueError` every bad option gets: the field, what was given, what was expected."""
-    if not condition:
-        raise ValueError(f"{field}={value!r}, expected {expected}.")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,7 +28,7 @@ class TrainingArguments:
     max_training_steps: int | None = None
     """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
 
-    optimizer: Literal["adamw", "lion", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "lion"] = "adamw"
     """Optimiser, from optax."""
     scheduler: Literal["constant", "linear", "cosine"] = "linear"
     """Learning rate after warm-up: constant, or down to zero at the last step."""
@@ -75,6 +71,7 @@ class TrainingArguments:
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in (
             "total_batch_size",
             "gradient_accumulation_steps",

@@ -1,6 +1,7 @@
 """The tally counts dropped rows, explains them, and stops the run in time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -13,10 +14,10 @@ NO_COLUMN = RowFault(0, "prompt", "missing column", 'there is no column "prompt"
 
 def tally_of(good, *faults, limit=0.05):
     tally = FaultTally(limit)
-    for _ in range(good):
-        tally.record_good()
-    for fault in faults:
-        tally.record(fault, f"train.jsonl, row {fault.index}")
+    for index in range(good):
+        tally.record_good(index)
+    for index, fault in enumerate(faults, start=good + 10_000):
+        tally.record(replace(fault, index=index), f"train.jsonl, row {fault.index}")
     return tally
 
 
@@ -76,12 +77,21 @@ def test_a_limit_that_is_no_share_is_refused(limit):
 def test_counts_are_exact_across_threads():
     tally = FaultTally(1.0)
 
-    def work(_):
-        for _ in range(500):
-            tally.record_good()
-            tally.record(EMPTY, "row")
+    def work(thread):
+        for index in range(500 * thread, 500 * thread + 500):
+            tally.record_good(index)
+            tally.record(replace(EMPTY, index=-index - 1), "row")
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
     assert tally.rows_seen == 8000
     assert tally.dropped == {"empty completion": 4000}
+
+
+def test_a_row_counts_once_however_often_it_comes_by():
+    tally = FaultTally(limit=0.5)
+    for _epoch in range(3):
+        tally.record_good(0)
+        tally.record(EMPTY, "train.jsonl, row 812")
+    assert tally.rows_seen == 2
+    assert tally.dropped == {"empty completion": 1}

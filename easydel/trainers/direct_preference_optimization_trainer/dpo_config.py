@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, Literal
 
 from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS
-from easydel.trainers.training_arguments import TrainingArguments, require
+from easydel.trainers.field_checks import require
+from easydel.trainers.training_arguments import TrainingArguments
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,19 +52,13 @@ class DPOConfig(TrainingArguments):
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)
             require(value is None or value >= least, field, value, f"None or at least {least} tokens")
-        require(
-            self.truncation_mode in ("keep_end", "keep_start"),
-            "truncation_mode",
-            self.truncation_mode,
-            '"keep_end" or "keep_start"',
-        )
         if self.max_length is not None:
             for field in ("max_prompt_length", "max_completion_length"):
                 value = getattr(self, field)
                 if value is not None and value >= self.max_length:
                     raise ValueError(
-                        f"{field}={value} leaves no room for the rest in max_length={self.max_length}; "
-                        "lower it, raise max_length, or set it to None for no limit of its own."
+                        f"{field}={value} leaves no room for the rest in max_length={self.max_length}; lower it too, "
+                        f"for example {field}={self.max_length // 2}, or set it to None for no limit of its own."
                     )
         if self.truncation_mode != "keep_end" and self.max_prompt_length is None:
             raise ValueError(

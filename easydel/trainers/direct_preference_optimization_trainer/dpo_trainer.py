@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from easydel.data.faults import DataError, FaultTally, RowFault
 from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.loader import check_first_rows, make_loader
+from easydel.data.loader import PreferenceLoader, check_first_rows
 from easydel.data.packing import Batch, PackingLayout, pack
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.mesh import create_mesh, data_parallel_size, mesh_of, put_batch
+from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.losses import make_objective
@@ -34,11 +34,20 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import (
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.trainer import Trainer
-from easydel.trainers.trainer_protocol import BatchStatistics, SelfCheckError, TrainerConfigureDataloaderOutput
+from easydel.trainers.trainer_protocol import (
+    BatchStatistics,
+    SelfCheckError,
+    TrainerConfigureDataloaderOutput,
+    TrainerOutput,
+)
+
+logger = logging.getLogger("easydel")
 
 PreferenceData = Dataset | IterableDataset | ShardedDataSource
-# Policy and reference run the same arithmetic on the same batch, so only the order of sums can differ.
+# Nats, and a share of the log-probs' size. Policy and reference run the same arithmetic on the same batch, but in two
+# compiled programs: the compiler may fuse, and in bfloat16 round, in different places.
 FIRST_STEP_TOLERANCE = 1e-3
+FIRST_STEP_RELATIVE_TOLERANCE = {"float32": 1e-6, "bfloat16": 5e-4}
 
 
 class DPOTrainer(Trainer):
@@ -100,11 +109,8 @@ class DPOTrainer(Trainer):
         self._train_dataset = train_dataset
         self._eval_dataset = eval_dataset
         policy = model.model if isinstance(model, EasyDeLState) else model
-        self._row_multiple = (
-            data_parallel_size(mesh_of(policy) or create_mesh()) * arguments.gradient_accumulation_steps
-        )
-        self.tally = FaultTally(arguments.max_dropped_share)
-        super().__init__(arguments, model, processing_class, callbacks)
+        super().__init__(arguments, policy, processing_class, callbacks)
+        _warn_of_length(arguments.max_length, policy)
         self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
         self._score = jax.jit(
             functools.partial(score_in_micro_batches, micro_batches=arguments.gradient_accumulation_steps)
@@ -119,34 +125,41 @@ class DPOTrainer(Trainer):
         arguments = self.arguments
         train, steps, steps_per_epoch = None, None, None
         if self._train_dataset is not None:
-            source = _source(self._train_dataset)
-            check_first_rows(source, self._transform())
-            train = make_loader(
-                source,
-                self._transform(),
-                self._collate,
+            train = self._loader(
+                self._train_dataset,
                 batch_size=arguments.total_batch_size,
-                tally=self.tally,
                 shuffle_seed=arguments.shuffle_seed_train if arguments.shuffle_train_dataset else None,
                 num_epochs=arguments.num_train_epochs,
             )
-            steps_per_epoch = len(source) / arguments.total_batch_size
-            steps = math.ceil(steps_per_epoch * arguments.num_train_epochs)
+            steps = -(-len(train) * arguments.num_train_epochs // arguments.total_batch_size)
+            steps_per_epoch = len(train) / arguments.total_batch_size
         sets = self._eval_dataset if isinstance(self._eval_dataset, Mapping) else {"": self._eval_dataset}
         evaluation = {name: self.evaluation_loader(data) for name, data in sets.items() if data is not None}
         return TrainerConfigureDataloaderOutput(train, evaluation, steps, steps_per_epoch)
 
-    def evaluation_loader(self, dataset: PreferenceData) -> Iterable[Batch]:
+    def evaluation_loader(self, dataset: PreferenceData) -> PreferenceLoader:
         """Every good row of a set once, in order."""
-        source = _source(dataset)
-        check_first_rows(source, self._transform())
-        return make_loader(
-            source,
-            self._transform(),
-            self._collate,
-            batch_size=self.arguments.eval_batch_size or self.arguments.total_batch_size,
-            tally=FaultTally(self.arguments.max_dropped_share),
-        )
+        return self._loader(dataset, batch_size=self.arguments.eval_batch_size or self.arguments.total_batch_size)
+
+    def _loader(self, dataset: PreferenceData, **order: Any) -> PreferenceLoader:
+        source: ShardedDataSource
+        source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
+        if not source.has_random_access:
+            raise DataError(
+                "the data can only be read in order, so it cannot be shuffled or counted: give an uncompressed file "
+                "or a datasets.Dataset."
+            )
+        share, transform = self.arguments.max_dropped_share, self._transform()
+        check_first_rows(source, transform, share)
+        return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
+
+    def train(self) -> TrainerOutput:
+        """`Trainer.train`; at its end, says which rows were dropped and why."""
+        output = super().train()
+        for name, loader in {"train_dataset": self.dataloaders.train, **self.dataloaders.evaluation}.items():
+            if isinstance(loader, PreferenceLoader) and loader.tally.dropped:
+                logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
+        return output
 
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
@@ -174,13 +187,20 @@ class DPOTrainer(Trainer):
         logps = self._score_reference(batch)
         return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
 
+    @property
+    def tally(self) -> FaultTally:
+        """Rows of the training set seen and dropped, by reason."""
+        if not isinstance(self.dataloaders.train, PreferenceLoader):
+            raise ValueError("there is no train_dataset, so no rows were counted.")
+        return self.dataloaders.train.tally
+
     def compute_reference_log_probs(
         self, state: EasyDeLState, padded_batch: Mapping[str, Any]
     ) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
         """Summed log-probabilities of a batch's completions under the reference, in nats, float32.
 
         Args:
-          state: scored in the reference's place where there is no `reference_state`.
+          state: part of the documented signature; the reference is `reference_state`.
           padded_batch: a batch of this trainer's collate functions.
 
         Returns:
@@ -201,32 +221,43 @@ class DPOTrainer(Trainer):
         """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch.
 
         Args:
-          max_sequence_length: most tokens of prompt and completion together.
+          max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
           truncation_mode: which end of an over-long prompt survives.
 
         Raises:
           DataError: from the function, when a row cannot be used; it has no place to count dropped rows.
         """
-        transform = self._transform(max_length=max_sequence_length, truncation_mode=truncation_mode)
+        half = max(1, max_sequence_length // 2)
+        transform = self._transform(
+            max_length=max_sequence_length,
+            max_prompt_length=min(self.arguments.max_prompt_length or half, half),
+            truncation_mode=truncation_mode,
+        )
         return functools.partial(collate_rows, transform=transform, collate=self._collate)
 
-    def check_first_step(self, metrics: Mapping[str, Any]) -> None:
+    def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
         """A reference that is the policy's own start must give margin 0 at the first step.
 
+        Log-probs that the data brought are another model's business and are not judged.
+
         Raises:
-          SelfCheckError: it does not, so something scores the two differently.
+          SelfCheckError: policy and reference are scored differently.
         """
+        if not self._reference_is_start or "ref_chosen_logps" in batch:
+            return
         margin = float(metrics["rewards/margins"]) / self.arguments.beta
-        if self._reference_is_start and not abs(margin) <= FIRST_STEP_TOLERANCE:
+        size = abs(float(metrics["logps/chosen"])) + abs(float(metrics["logps/rejected"]))
+        tolerance = FIRST_STEP_TOLERANCE + FIRST_STEP_RELATIVE_TOLERANCE[str(self.model.dtype)] * size
+        if not abs(margin) <= tolerance:
             raise SelfCheckError(
-                f"self-check failed: policy and reference are the same model before the first update, but their "
-                f"log-ratio margin is {margin:.3g} nats, not 0 (loss {float(metrics['loss']):.6f}). If the data brings "
-                "ref_chosen_logps and ref_rejected_logps, they were made by another model, template or truncation."
+                "self-check failed: policy and reference are the same model before the first update, but their "
+                f"log-ratio margin is {margin:.3g} nats, not 0 within {tolerance:.1g} "
+                f"(loss {float(metrics['loss']):.6f})."
             )
 
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
         """Tokens, padding and lengths of a batch."""
-        return describe_batch(batch, self.state.model, sum(self.tally.dropped.values()))
+        return describe_batch(batch, self.state.model)
 
     def _score_reference(self, batch: DeviceBatch) -> PairLogps:
         return self._score(self.reference_state.model, batch)
@@ -244,6 +275,14 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
+        vocabulary = self.model.config.vocab_size
+        for pair in pairs:
+            largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+            if largest >= vocabulary:
+                raise DataError(
+                    f"row {pair.index} holds token id {largest}, but the model has {vocabulary} tokens: "
+                    "processing_class is not this model's tokenizer."
+                )
         if self.data_collator is not None:
             return self.data_collator(pairs)
         return pack(
@@ -252,7 +291,7 @@ class DPOTrainer(Trainer):
                 padding_value=self.padding_value,
                 packing=self.arguments.packing,
                 share_prompt=self.arguments.share_prompt,
-                row_multiple=self._row_multiple,
+                row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
             ),
         )
 
@@ -273,8 +312,15 @@ def collate_rows(
     return collate(pairs)
 
 
-def _source(data: PreferenceData) -> ShardedDataSource:
-    return data if isinstance(data, ShardedDataSource) else HuggingFaceSource(data)
+def _warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:
+    longest = model.config.max_position_embeddings
+    if max_length is None or max_length > longest:
+        logger.warning(
+            "max_length=%s, but the model was made for %d positions (max_position_embeddings in config.json); "
+            "longer rows are outside what it has learnt.",
+            max_length,
+            longest,
+        )
 
 
 def _padding_value(arguments: DPOConfig, processing_class: Any) -> int:

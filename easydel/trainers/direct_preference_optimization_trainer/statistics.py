@@ -9,7 +9,7 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.trainers.trainer_protocol import BatchStatistics
 
 
-def describe_batch(batch: Batch, model: EasyDeLBaseModule, dropped_rows: int) -> BatchStatistics:
+def describe_batch(batch: Batch, model: EasyDeLBaseModule) -> BatchStatistics:
     """Pairs, tokens, useful arithmetic, padding, completion lengths and truncation of a batch."""
     pairs = int(np.count_nonzero(batch["pair_mask"]))
     tokens = int(np.count_nonzero(batch["segment_ids"]))
@@ -21,7 +21,6 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule, dropped_rows: int) ->
         "padding_fraction": 1 - tokens / batch["input_ids"].size,
         "completion_length/chosen": chosen / pairs,
         "completion_length/rejected": (scored - chosen) / pairs,
-        "dropped_rows": float(dropped_rows),
     }
     if "pair_truncated" in batch:
         means["truncated_fraction"] = float(batch["pair_truncated"].sum()) / pairs

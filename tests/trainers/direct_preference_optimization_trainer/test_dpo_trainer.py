@@ -8,12 +8,12 @@ import inspect
 import json
 import math
 import operator
+import time
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from datasets import Dataset
 
@@ -22,7 +22,7 @@ from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.faults import DataError
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.trainer import Trainer
-from easydel.trainers.trainer_protocol import NonFiniteError
+from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 from tests.conftest import tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False}
@@ -124,12 +124,14 @@ def test_another_reference_needs_no_margin_of_zero_but_the_same_vocabulary(make)
         make(LlamaForCausalLM.init(tiny_config(vocab_size=70), jax.random.key(9)))
 
 
-def test_a_state_with_an_optimiser_continues_it(make, tiny_model):
-    state = EasyDeLState.create(tiny_model, optax.sgd(0.5))
-    trainer = make(model=state, max_training_steps=1)
-    trainer.train()
-    assert trainer.state.tx is state.tx
-    assert int(trainer.state.step) == 1
+def test_a_state_gives_its_model_and_the_run_its_own_optimiser(make, tiny_model):
+    used_up = make(max_training_steps=2).train().state
+    trainer = make(model=used_up, max_training_steps=2, learning_rate=1e-3, scheduler="constant")
+    log = trainer.train().log_history
+    assert [line["train/learning_rate"] for line in log] == pytest.approx([1e-3, 1e-3])
+    assert log[0]["train/rewards/margins"] == 0.0
+    with pytest.raises(ValueError, match="already made 2 updates"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("options", [{"packing": False}, {"share_prompt": False}, {"gradient_accumulation_steps": 2}])
@@ -236,6 +238,31 @@ def test_schedules(make, options, expected):
     )
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices_decay(make, tiny_model, optimizer):
+    still = make(optimizer=optimizer, learning_rate=1e-12, weight_decay=1.0, max_training_steps=2)
+    still.train()
+    for new, old in zip(jax.tree.leaves(still.model), jax.tree.leaves(tiny_model)):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+    runs = [
+        make(optimizer=optimizer, weight_decay=decay, max_training_steps=1, learning_rate=1e-3) for decay in (0.0, 0.5)
+    ]
+    for run in runs:
+        run.train()
+    plain, decayed = (run.model for run in runs)
+    shrunk = plain.layers.mlp.up_proj.weight - 1e-3 * 0.5 * tiny_model.layers.mlp.up_proj.weight
+    np.testing.assert_allclose(decayed.layers.mlp.up_proj.weight, shrunk, atol=1e-7)
+    np.testing.assert_array_equal(decayed.norm.weight, plain.norm.weight)
+
+
+def test_an_evaluation_takes_nothing_from_the_training_speed(make, rows, monkeypatch):
+    trainer = make(eval_dataset=Dataset.from_list(rows), evaluation_steps=1, num_train_epochs=2)
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda: (time.sleep(3), evaluate()))
+    log = [line for line in trainer.train().log_history if "train/loss" in line]
+    assert all(line["train/pairs_per_second"] > 4 / 3 for line in log[2:])
+
+
 def test_max_training_steps_ends_the_run(make):
     trainer = make(num_train_epochs=10, max_training_steps=2)
     assert len(losses(trainer)) == 2 == trainer.total_steps
@@ -260,9 +287,27 @@ def test_ready_made_reference_columns_are_used_and_checked(make, rows):
         for row, c, r in zip(rows, chosen, rejected)
     ]
     assert losses(make(train_dataset=Dataset.from_list(ready))) == pytest.approx(losses(make()), abs=1e-5)
-    wrong = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -9.0} for row in rows]
-    with pytest.raises(RuntimeError, match="self-check failed"):
-        make(train_dataset=Dataset.from_list(wrong)).train()
+    # Another model's log-probs are taken as they are; half a set of them is an error.
+    foreign = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -9.0} for row in rows]
+    assert losses(make(train_dataset=Dataset.from_list(foreign)))[0] != pytest.approx(math.log(2), abs=1e-3)
+    with pytest.raises(DataError, match="give both columns in every row or in none"):
+        make(train_dataset=Dataset.from_list(foreign[:6] + rows[6:])).train()
+
+
+def test_the_self_check_catches_a_reference_scored_differently(make, tiny_model):
+    trainer = make()
+    other = LlamaForCausalLM.init(tiny_config(), jax.random.key(9))
+    trainer.reference_state = trainer.reference_state.replace(model=other)
+    with pytest.raises(SelfCheckError, match="self-check failed"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [True, False])
+def test_bfloat16_passes_the_self_check(make, gradient_checkpointing, rows):
+    bigger = tiny_config(hidden_size=64, head_dim=16, num_hidden_layers=4, layer_windows=(None,) * 4)
+    model = LlamaForCausalLM.init(bigger, jax.random.key(0), dtype=jnp.bfloat16)
+    log = make(model=model, gradient_checkpointing=gradient_checkpointing).train().log_history
+    assert log[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-2)
 
 
 def test_the_grain_collate_function_works_in_a_real_pipeline_and_honours_both_arguments(make, rows):
@@ -307,21 +352,53 @@ def test_rpo_alpha_adds_the_mean_token_loss_of_the_chosen_completions(make, opti
     assert added["train/grad_norm"] != pytest.approx(plain["train/grad_norm"], rel=1e-3)
 
 
-def test_bad_rows_stop_a_run_before_it_starts_or_are_counted(make, rows):
+def test_bad_rows_stop_a_run_before_it_starts_or_are_counted_once(make, rows):
     with pytest.raises(DataError, match="rejected"):
         make(train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b"}] * 4))
+    with pytest.raises(DataError, match="no rows"):
+        make(train_dataset=open_source_of([]))
     empty = dict(rows[0], chosen=[{"role": "assistant", "content": ""}])
-    trainer = make(train_dataset=Dataset.from_list([*rows, empty]), max_dropped_share=0.2)
+    mostly_bad = Dataset.from_list([*rows, empty, empty])
+    with pytest.raises(DataError, match="2 of 14 rows cannot be used, over the limit of 5 %"):
+        make(train_dataset=mostly_bad)
+    trainer = make(train_dataset=mostly_bad, eval_dataset=mostly_bad, max_dropped_share=0.2, num_train_epochs=3)
     metrics = trainer.train().metrics
-    assert metrics["train/dropped_rows"] > 0
-    assert trainer.tally.dropped == {"empty completion": 1}
+    assert metrics["train/dropped_rows"] == metrics["eval/dropped_rows"] == 2
+    assert metrics["train/epoch"] <= 3
+    assert trainer.tally.dropped == {"empty completion": 2}
+    assert trainer.tally.rows_seen == 14
+
+
+def open_source_of(rows: list[dict]) -> easydel.ShardedDataSource:
+    class Rows(easydel.ShardedDataSource):
+        shard_names = ("rows",)
+        has_random_access = True
+
+        def open_shard(self, name):
+            return iter(rows)
+
+        def shard_length(self, name):
+            return len(rows)
+
+        def read_row(self, name, row):
+            return rows[row]
+
+    return Rows()
+
+
+def test_a_tokenizer_of_another_model_is_noticed(make, tiny_model):
+    small = LlamaForCausalLM.init(tiny_config(vocab_size=40), jax.random.key(0))
+    with pytest.raises(DataError, match="not this model's tokenizer"):
+        make(model=small).train()
+    with pytest.raises(ValueError, match="token id 999"):
+        tiny_model.generate([[5, 999]])
 
 
 def test_nonfinite_updates_are_skipped_then_end_the_run(make, rows, tiny_model):
     broken = dataclasses.replace(
         tiny_model, norm=dataclasses.replace(tiny_model.norm, weight=tiny_model.norm.weight * jnp.nan)
     )
-    with pytest.raises((NonFiniteError, RuntimeError), match="not finite|self-check"):
+    with pytest.raises(NonFiniteError, match="2 in a row"):
         make(model=broken, max_nonfinite_steps=2).train()
     spoilt = [row | {"weight": 1e38 if index > 3 else 1.0} for index, row in enumerate(rows)]
     trainer = make(train_dataset=Dataset.from_list(spoilt), shuffle_train_dataset=False, max_nonfinite_steps=2)
@@ -366,6 +443,15 @@ def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, to
     "options, words",
     [
         ({"beta": 0.0}, "beta=0.0"),
+        ({"beta": math.inf}, "beta=inf, expected a finite number"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"scheduler": "polynomial"}, "scheduler='polynomial', expected one of 'constant', 'linear', 'cosine'"),
+        ({"optimizer": "adafactor"}, "optimizer='adafactor'"),
+        ({"report_to": "tensorboard"}, "report_to='tensorboard', expected a tuple"),
+        ({"total_batch_size": 4.5}, "total_batch_size=4.5, expected a whole number"),
+        ({"packing": 1}, "packing=1, expected True or False"),
+        ({"max_length": 256}, "max_prompt_length=128"),
+        ({"extra_optimizer_kwargs": {"b1": "abc"}}, "b1='abc'"),
         ({"rpo_alpha": 0.0}, "rpo_alpha=0.0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"loss_type": "sigmoyd"}, "loss_type='sigmoyd'"),
