@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -16,26 +16,21 @@ logger = logging.getLogger("easydel")
 
 
 class LogWindow:
-    """The updates of one log line, and the time they took."""
+    """The updates of one log line, and the seconds they took on the device."""
 
     def __init__(self) -> None:
         self.metrics = MeanMetrics()
-        self.steps: list[tuple[int, BatchStatistics, Any]] = []
+        self.steps: list[tuple[int, BatchStatistics, jax.Array]] = []
         self.seconds = 0.0
-        self._started = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, nonfinite: jax.Array, statistics: BatchStatistics) -> None:
         """Take one update; its numbers may still be on their way on the device."""
         self.metrics.add(metrics | statistics.means, statistics.examples)
         self.steps.append((step, statistics, nonfinite))
 
-    def exclude(self, seconds: float) -> None:
-        """Leave out time that was not spent on updates."""
-        self._started += seconds
-
-    def close(self) -> None:
-        """Stop the clock."""
-        self.seconds = time.perf_counter() - self._started
+    def wait(self) -> list[bool]:
+        """Whether each update was non-finite; returns when the last of them is done."""
+        return [bool(flag) for flag in jax.device_get([flag for _, _, flag in self.steps])]
 
     @property
     def last_step(self) -> int:
@@ -68,6 +63,8 @@ class TrainingLog:
         self._window = LogWindow()
         self._full: LogWindow | None = None
         self._nonfinite_in_a_row = 0
+        # Updates are only sent off when they are called, so a window's time is from one window's end to the next's.
+        self._last_end = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, nonfinite: jax.Array, statistics: BatchStatistics) -> None:
         """Take update number `step`.
@@ -78,30 +75,31 @@ class TrainingLog:
         self._window.add(step, metrics, nonfinite, statistics)
         if step % self._log_steps == 0:
             self._finish(self._full)
-            self._window.close()
             self._full, self._window = self._window, LogWindow()
 
-    def write_full(self) -> None:
-        """Write the last full window, if it is not written yet."""
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Write what is complete, and leave the time inside out of the speeds."""
         self._finish(self._full)
         self._full = None
+        self._window.wait()
+        started = time.perf_counter()
+        yield
+        self._last_end += time.perf_counter() - started
 
     def write_all(self) -> None:
         """Write what is left, full or not."""
-        self.write_full()
-        if self._window.steps:
-            self._window.close()
-            self._finish(self._window)
-        self._window = LogWindow()
-
-    def exclude(self, seconds: float) -> None:
-        """Leave time that was not spent on updates out of the current window."""
-        self._window.exclude(seconds)
+        self._finish(self._full)
+        self._finish(self._window)
+        self._full, self._window = None, LogWindow()
 
     def _finish(self, window: LogWindow | None) -> None:
-        if window is None:
+        if window is None or not window.steps:
             return
-        for (step, statistics, _), is_bad in zip(window.steps, jax.device_get([flag for _, _, flag in window.steps])):
+        flags = window.wait()
+        end = time.perf_counter()
+        window.seconds, self._last_end = end - self._last_end, end
+        for (step, statistics, _), is_bad in zip(window.steps, flags):
             self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if is_bad else 0
             if not is_bad:
                 continue

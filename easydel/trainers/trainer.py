@@ -206,10 +206,8 @@ class Trainer(abc.ABC):
                 log.add(step, metrics, is_nonfinite, self.batch_statistics(batch))
                 self._notify("on_step_end", step)
                 if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
-                    log.write_full()
-                    started = time.perf_counter()
-                    self.evaluate()
-                    log.exclude(time.perf_counter() - started)
+                    with log.pause():
+                        self.evaluate()
             log.write_all()
             if do_eval and not (arguments.evaluation_steps and step % arguments.evaluation_steps == 0):
                 self.evaluate()

@@ -255,12 +255,17 @@ def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices
     np.testing.assert_array_equal(decayed.norm.weight, plain.norm.weight)
 
 
-def test_an_evaluation_takes_nothing_from_the_training_speed(make, rows, monkeypatch):
-    trainer = make(eval_dataset=Dataset.from_list(rows), evaluation_steps=1, num_train_epochs=2)
+@pytest.mark.parametrize("log_steps", [1, 4])
+def test_an_evaluation_takes_nothing_from_the_training_speed(make, rows, monkeypatch, log_steps):
+    trainer = make(eval_dataset=Dataset.from_list(rows), evaluation_steps=2, num_train_epochs=4, log_steps=log_steps)
     evaluate = trainer.evaluate
-    monkeypatch.setattr(trainer, "evaluate", lambda: (time.sleep(3), evaluate()))
+    monkeypatch.setattr(trainer, "evaluate", lambda: (time.sleep(2), evaluate()))
+    started = time.perf_counter()
     log = [line for line in trainer.train().log_history if "train/loss" in line]
-    assert all(line["train/pairs_per_second"] > 4 / 3 for line in log[2:])
+    seconds = sum(4 * log_steps / line["train/pairs_per_second"] for line in log)
+    # Seven evaluations slept two seconds each.
+    assert seconds < time.perf_counter() - started - 13
+    assert all(line["train/pairs_per_second"] < 4 * log_steps / 0.0005 for line in log)
 
 
 def test_max_training_steps_ends_the_run(make):
