@@ -50,7 +50,7 @@ def _logits(hidden: Array, weight: Array, soft_cap: float | None) -> Array:
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
-def _chunking(shape: tuple[int, int], count: Array | None, chunk_size: int) -> tuple[int, int, int | Array]:
+def _chunking(shape: tuple[int, ...], count: int | Array | None, chunk_size: int) -> tuple[int, int, int | Array]:
     """Columns a chunk, columns after padding to whole chunks, and chunks in use."""
     rows, tokens = shape
     columns = min(tokens, max(1, chunk_size // rows))
@@ -108,3 +108,29 @@ def _backward(chunk_size, soft_cap, residuals, cotangent):
 
 
 linear_log_probs.defvjp(_forward, _backward)
+
+
+def linear_log_collision(
+    hidden: Float[Array, "rows tokens hidden"],
+    weight: Float[Array, "vocab hidden"],
+    count: int | Int[Array, ""] | None = None,
+    chunk_size: int = 512,
+) -> Float[Array, "rows tokens"]:
+    """Logarithm of the chance that two draws from ``p = softmax(hidden @ weight.T)`` are the same token, float32.
+
+    .. math:: \\log \\textstyle\\sum_v p_{i,v}^2
+
+    Args and chunks are those of `linear_log_probs`; there is no gradient.
+    """
+    hidden, weight = jax.lax.stop_gradient((hidden, weight))
+    columns, padded, chunks = _chunking(hidden.shape[:2], count, chunk_size)
+    padded_hidden = _pad(hidden, padded)
+
+    def one_chunk(index, output):
+        start = index * columns
+        logits = _logits(jax.lax.dynamic_slice_in_dim(padded_hidden, start, columns, axis=1), weight, None)
+        values = jax.nn.logsumexp(2 * logits, axis=-1) - 2 * jax.nn.logsumexp(logits, axis=-1)
+        return jax.lax.dynamic_update_slice_in_dim(output, values, start, axis=1)
+
+    zeros = jnp.zeros((hidden.shape[0], padded), jnp.float32)
+    return jax.lax.fori_loop(0, chunks, one_chunk, zeros)[:, : hidden.shape[1]]

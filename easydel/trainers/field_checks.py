@@ -34,7 +34,7 @@ def _admits(annotation: Any, value: Any) -> bool:
         return any(_admits(member, value) for member in members)
     if origin is Literal:
         return isinstance(value, str) and value in members
-    if origin is tuple:
+    if origin in (tuple, list):
         return isinstance(value, (tuple, list)) and all(_admits(members[0], item) for item in value)
     if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -49,7 +49,7 @@ def _describe(annotation: Any) -> str:
         return " or ".join(_describe(member) for member in members)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, members))
-    if origin is tuple:
-        return f"a tuple of {_describe(members[0])}"
+    if origin in (tuple, list):
+        return f"a {origin.__name__} of {_describe(members[0])}"
     names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "None"}
     return names.get(annotation, f"a {getattr(origin or annotation, '__name__', annotation)}")

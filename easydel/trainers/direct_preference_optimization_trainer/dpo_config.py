@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS
+from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS, SORTING_LOSSES
 from easydel.trainers.field_checks import require
 from easydel.trainers.training_arguments import TrainingArguments
 
@@ -16,12 +16,26 @@ class DPOConfig(TrainingArguments):
 
     beta: float = 0.1
     """Strength of the pull towards the reference."""
-    loss_type: str = "sigmoid"
-    """Objective, a name from `easydel.trainers.direct_preference_optimization_trainer.losses`."""
+    loss_type: str | list[str] = "sigmoid"
+    """Objective, or a list of objectives that are added up."""
+    loss_weights: list[float] | None = None
+    """Weight of each objective of a list; None weighs all by 1."""
     label_smoothing: float = 0.0
     """Assumed share of pairs whose labels are swapped."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Divergence that holds the policy near the reference."""
+    f_alpha_divergence_coef: float = 0.5
+    """Coefficient of the alpha divergence."""
+    discopop_tau: float = 0.05
+    """Temperature of the discopop objective."""
+    ld_alpha: float | None = None
+    """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
     rpo_alpha: float | None = None
     """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
+    use_weighting: bool = False
+    """Weigh each pair by how likely the policy finds its completions (WPO)."""
+    reference_free: bool = False
+    """Take a uniform reference: its log-probs count as 0, and no reference model is kept."""
 
     max_length: int | None = 512
     """Most tokens of prompt and completion together; None for no limit."""
@@ -46,8 +60,7 @@ class DPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beta > 0, "beta", self.beta, "a number above 0")
-        require(self.loss_type in LOSS_OPTIONS, "loss_type", self.loss_type, f"one of {', '.join(LOSS_OPTIONS)}")
-        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
+        self._check_objective()
         require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)
@@ -68,3 +81,59 @@ class DPOConfig(TrainingArguments):
         require(
             self.padding_value is None or self.padding_value >= 0, "padding_value", self.padding_value, "a token id"
         )
+
+    @property
+    def loss_types(self) -> tuple[str, ...]:
+        """The objectives, also where there is only one."""
+        return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
+
+    def _check_objective(self) -> None:
+        """Ranges of the objective's options, and that each of them has an effect."""
+        require(bool(self.loss_types), "loss_type", self.loss_type, "at least one objective")
+        for name in self.loss_types:
+            require(name in LOSS_OPTIONS, "loss_type", name, f"one of {', '.join(LOSS_OPTIONS)}")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_types):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_types)} objectives; "
+                "give one weight for each name in loss_type."
+            )
+        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
+        require(self.discopop_tau > 0, "discopop_tau", self.discopop_tau, "a number above 0")
+        require(
+            self.ld_alpha is None or 0 <= self.ld_alpha < 1,
+            "ld_alpha",
+            self.ld_alpha,
+            "None or a share from 0 to below 1",
+        )
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for option in ("label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"):
+            value = getattr(self, option)
+            honoured_by = [name for name, options in LOSS_OPTIONS.items() if option in options]
+            if value != defaults[option] and not set(honoured_by) & set(self.loss_types):
+                raise ValueError(
+                    f"{option}={value!r} has no effect with loss_type={self.loss_type!r}; it is honoured by "
+                    f"{', '.join(honoured_by)}.\nSet {option}={defaults[option]!r} or choose one of those losses."
+                )
+        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
+            raise ValueError(
+                f"f_alpha_divergence_coef={self.f_alpha_divergence_coef} has no effect with "
+                f'f_divergence_type={self.f_divergence_type!r}; set f_divergence_type="alpha_divergence".'
+            )
+        if "exo_pair" in self.loss_types and self.label_smoothing == 0:
+            raise ValueError(
+                "exo_pair with label_smoothing=0 is infinite everywhere; set it above 0, for example 1e-3."
+            )
+        if sorting := SORTING_LOSSES & set(self.loss_types):
+            if self.gradient_accumulation_steps > 1:
+                raise ValueError(
+                    f"{', '.join(sorted(sorting))} sorts all pairs of an update, so it cannot be computed in "
+                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts; set it to 1."
+                )
+            if self.use_weighting:
+                raise ValueError(
+                    f"use_weighting=True weighs pairs, but {', '.join(sorted(sorting))} compares sorted values."
+                )
+        if set(self.loss_types) == {"sft"}:
+            for option in ("beta", "ld_alpha", "reference_free", "use_weighting"):
+                if getattr(self, option) != defaults[option]:
+                    raise ValueError(f"{option}={getattr(self, option)!r} has no effect with loss_type='sft' alone.")

@@ -24,11 +24,12 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.losses import make_objective
+from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.reference import reference_state_for
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
     PairLogps,
+    ScoringOptions,
     score_in_micro_batches,
 )
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
@@ -66,7 +67,7 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: the tokenizer.
-      reference_state: the frozen reference.
+      reference_state: the frozen reference; None when the run is reference-free.
       padding_value: token id that fills rows.
 
     Raises:
@@ -111,9 +112,18 @@ class DPOTrainer(Trainer):
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         _warn_of_length(arguments.max_length, policy)
-        self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
+        self.reference_state: EasyDeLState | None = None
+        self._reference_is_start = False
+        if arguments.reference_free and reference_model is not None:
+            raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
+        if not arguments.reference_free:
+            self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
         self._score = jax.jit(
-            functools.partial(score_in_micro_batches, micro_batches=arguments.gradient_accumulation_steps)
+            functools.partial(
+                score_in_micro_batches,
+                options=ScoringOptions(arguments.ld_alpha),
+                micro_batches=arguments.gradient_accumulation_steps,
+            )
         )
 
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
@@ -164,15 +174,19 @@ class DPOTrainer(Trainer):
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
-        objective = make_objective(
-            arguments.loss_type,
+        objective = Objective(
+            loss_types=arguments.loss_types,
+            loss_weights=tuple(arguments.loss_weights or [1.0] * len(arguments.loss_types)),
             beta=arguments.beta,
             label_smoothing=arguments.label_smoothing,
+            f_divergence_type=arguments.f_divergence_type,
+            f_alpha_divergence_coef=arguments.f_alpha_divergence_coef,
+            discopop_tau=arguments.discopop_tau,
             rpo_alpha=arguments.rpo_alpha,
         )
         shared: dict[str, Any] = {
             "objective": objective,
-            "beta": arguments.beta,
+            "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
             "micro_batches": arguments.gradient_accumulation_steps,
         }
         return (
@@ -212,7 +226,8 @@ class DPOTrainer(Trainer):
             logps = self._score_reference(batch)
         order = np.asarray(padded_batch["pair_order"])
         places = np.argsort(order[order >= 0])
-        chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in logps)
+        sides = (logps.chosen, logps.rejected)
+        chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in sides)
         return chosen, rejected
 
     def create_grain_collect_function(
@@ -260,6 +275,9 @@ class DPOTrainer(Trainer):
         return describe_batch(batch, self.state.model)
 
     def _score_reference(self, batch: DeviceBatch) -> PairLogps:
+        if self.reference_state is None:
+            zeros = jnp.zeros(batch["pair_mask"].shape, jnp.float32)
+            return PairLogps(zeros, zeros)
         return self._score(self.reference_state.model, batch)
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import DATA_AXES, constrain
-from easydel.ops.linear_log_probs import linear_log_probs
+from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
 
 DeviceBatch = dict[str, Array]
 
@@ -32,6 +33,21 @@ class PairLogps(NamedTuple):
 
     chosen: Float[Array, "rows slots"]
     rejected: Float[Array, "rows slots"]
+    log_weight: Float[Array, "rows slots"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+    """What changes how completions are scored.
+
+    Attributes:
+      ld_alpha: weight of the tokens beyond the shorter completion's length (LD-DPO, Liu et al. 2024); None is 1.
+      with_weight: also give each pair's log-weight of WPO: the mean over its chosen tokens of
+        ``log p - log sum_v p_v^2``, plus the same over its rejected tokens (Zhou et al. 2024).
+    """
+
+    ld_alpha: float | None = None
+    with_weight: bool = False
 
 
 def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
@@ -40,12 +56,15 @@ def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], In
     return counts[..., 0], counts[..., 1]
 
 
-def score_pairs(model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = False) -> PairLogps:
+def score_pairs(
+    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, *, remat: bool = False
+) -> PairLogps:
     """Score every completion of a batch under `model`.
 
     Args:
       model: policy or reference.
-      batch: arrays of SPEC-shaped trees (`easydel.data.packing.pack`).
+      batch: arrays of trees (`easydel.data.packing.pack`).
+      options: discounts and weights.
       remat: rebuild each layer in the backward pass instead of keeping its activations.
     """
     hidden = model.hidden_states(
@@ -54,8 +73,28 @@ def score_pairs(model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = F
     predicting = constrain(jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1), DATA_AXES)
     # Targets fill each row from the left, so the fullest row says how many columns need the vocabulary.
     count = jnp.max(jnp.sum(batch["target_slots"] >= 0, axis=1))
-    sums = _sum_by_side(linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count), batch)
-    return PairLogps(chosen=sums[..., 0], rejected=sums[..., 1])
+    logps = linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count)
+    log_weight = None
+    if options.with_weight:
+        collision = linear_log_collision(predicting, model.output_embedding, count)
+        lengths = jnp.stack(completion_lengths(batch), axis=-1)
+        log_weight = jnp.sum(_sum_by_side(logps - collision, batch) / jnp.maximum(lengths, 1), axis=-1)
+        log_weight = jax.lax.stop_gradient(log_weight)
+    if options.ld_alpha is not None:
+        logps = logps * jnp.where(_beyond_the_shorter(batch), options.ld_alpha, 1.0)
+    sums = _sum_by_side(logps, batch)
+    return PairLogps(chosen=sums[..., 0], rejected=sums[..., 1], log_weight=log_weight)
+
+
+def _beyond_the_shorter(batch: DeviceBatch) -> Bool[Array, "rows targets"]:
+    """Whether a target stands behind the place where the shorter completion of its pair has ended."""
+    lengths = jnp.stack(completion_lengths(batch), axis=-1)
+    # Targets stand in the order of slots, chosen before rejected.
+    ends = jnp.cumsum(lengths.reshape(lengths.shape[0], -1), axis=1)
+    side = jnp.maximum(batch["target_slots"], 0)
+    starts = ends - lengths.reshape(ends.shape)
+    place = jnp.arange(side.shape[1]) - jnp.take_along_axis(starts, side, axis=1)
+    return place >= jnp.take_along_axis(jnp.min(lengths, axis=-1), side // 2, axis=1)
 
 
 def _sum_by_side(values: Float[Array, "rows targets"], batch: DeviceBatch) -> Float[Array, "rows slots 2"]:
@@ -79,10 +118,12 @@ def join_micro_batches(value: Float[Array, "count rows slots"]) -> Float[Array, 
     return value.swapaxes(0, 1).reshape(-1, value.shape[-1])
 
 
-def score_in_micro_batches(model: EasyDeLBaseModule, batch: DeviceBatch, micro_batches: int) -> PairLogps:
+def score_in_micro_batches(
+    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, micro_batches: int
+) -> PairLogps:
     """`score_pairs` without gradients, as many rows at a time as a training step holds."""
     batch = {key: batch[key] for key in SCORED_KEYS}
     if micro_batches == 1:
-        return score_pairs(model, batch)
-    logps = jax.lax.map(lambda micro: score_pairs(model, micro), split_micro_batches(batch, micro_batches))
-    return PairLogps(*(join_micro_batches(side) for side in logps))
+        return score_pairs(model, batch, options)
+    logps = jax.lax.map(lambda micro: score_pairs(model, micro, options), split_micro_batches(batch, micro_batches))
+    return jax.tree.map(join_micro_batches, logps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,21 +13,28 @@ from jaxtyping import Array, Float
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.trainers.direct_preference_optimization_trainer.losses import PairScores
+from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
     PairLogps,
+    ScoringOptions,
     completion_lengths,
     score_in_micro_batches,
     score_pairs,
     split_micro_batches,
 )
 
-Objective = Callable[[PairScores], Float[Array, "*pairs"]]
 Metrics = dict[str, Array]
 
 
 def training_step(
-    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, beta: float, micro_batches: int, remat: bool
+    state: EasyDeLState,
+    batch: DeviceBatch,
+    *,
+    objective: Objective,
+    scoring: ScoringOptions,
+    micro_batches: int,
+    remat: bool,
 ) -> tuple[EasyDeLState, Metrics]:
     """One optimiser update on one batch that carries reference log-probs.
 
@@ -38,7 +44,7 @@ def training_step(
     totals = update_totals(batch)
 
     def loss(model: EasyDeLBaseModule, micro: DeviceBatch) -> tuple[Array, Metrics]:
-        metrics = preference_metrics(score_pairs(model, micro, remat=remat), micro, objective, beta, totals)
+        metrics = preference_metrics(score_pairs(model, micro, scoring, remat=remat), micro, objective, totals)
         return metrics["loss"], metrics
 
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
@@ -66,11 +72,11 @@ def training_step(
 
 
 def evaluation_step(
-    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, beta: float, micro_batches: int
+    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, scoring: ScoringOptions, micro_batches: int
 ) -> Metrics:
     """The metrics of one batch that carries reference log-probs, without gradients."""
-    policy = score_in_micro_batches(state.model, batch, micro_batches)
-    return preference_metrics(policy, batch, objective, beta, update_totals(batch))
+    policy = score_in_micro_batches(state.model, batch, scoring, micro_batches)
+    return preference_metrics(policy, batch, objective, update_totals(batch))
 
 
 class UpdateTotals(NamedTuple):
@@ -86,29 +92,36 @@ def update_totals(batch: DeviceBatch) -> UpdateTotals:
     return UpdateTotals(pairs, jnp.sum(completion_lengths(batch)[0]) / pairs)
 
 
-def preference_metrics(
-    policy: PairLogps, batch: DeviceBatch, objective: Objective, beta: float, totals: UpdateTotals
-) -> Metrics:
+def preference_metrics(policy: PairLogps, batch: DeviceBatch, objective: Objective, totals: UpdateTotals) -> Metrics:
     """This batch's share of the means over the update's pairs; shares of micro-batches add up to the mean.
 
     Rewards are ``beta`` times the log-ratio, in nats; a tie counts one half as accurate; only the loss is weighted.
     """
+    chosen_log_ratio = policy.chosen - batch["ref_chosen_logps"]
+    rejected_log_ratio = policy.rejected - batch["ref_rejected_logps"]
+    chosen_length, rejected_length = (jnp.maximum(length, 1) for length in completion_lengths(batch))
     scores = PairScores(
-        chosen=policy.chosen - batch["ref_chosen_logps"],
-        rejected=policy.rejected - batch["ref_rejected_logps"],
+        chosen=objective.score(chosen_log_ratio),
+        rejected=objective.score(rejected_log_ratio),
+        chosen_log_ratio=chosen_log_ratio,
+        rejected_log_ratio=rejected_log_ratio,
         chosen_logps=policy.chosen,
+        rejected_logps=policy.rejected,
+        chosen_length=chosen_length,
+        rejected_length=rejected_length,
+        is_pair=batch["pair_mask"],
         mean_chosen_length=totals.mean_chosen_length,
     )
-    losses = objective(scores) * batch["pair_weight"]
-    margins = scores.chosen - scores.rejected
+    losses = objective(scores, policy.log_weight) * batch["pair_weight"]
+    beta, margins = objective.beta, chosen_log_ratio - rejected_log_ratio
 
     def mean(values: Float[Array, "rows slots"]) -> Array:
         return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / totals.pairs
 
     return {"loss": mean(losses)} | jax.lax.stop_gradient(
         {
-            "rewards/chosen": mean(beta * scores.chosen),
-            "rewards/rejected": mean(beta * scores.rejected),
+            "rewards/chosen": mean(beta * chosen_log_ratio),
+            "rewards/rejected": mean(beta * rejected_log_ratio),
             "rewards/margins": mean(beta * margins),
             "rewards/accuracies": mean((jnp.sign(margins) + 1) / 2),
             "logps/chosen": mean(policy.chosen),

@@ -357,6 +357,15 @@ def test_rpo_alpha_adds_the_mean_token_loss_of_the_chosen_completions(make, opti
     assert added["train/grad_norm"] != pytest.approx(plain["train/grad_norm"], rel=1e-3)
 
 
+def test_reference_free_takes_a_uniform_reference_and_keeps_no_model(make, tiny_model):
+    trainer = make(reference_free=True, max_training_steps=1)
+    assert trainer.reference_state is None
+    (line,) = trainer.train().log_history
+    assert line["train/rewards/chosen"] == pytest.approx(0.1 * line["train/logps/chosen"], rel=1e-5)
+    with pytest.raises(ValueError, match="reference_free=True takes no reference_model"):
+        make(tiny_model, reference_free=True)
+
+
 def test_bad_rows_stop_a_run_before_it_starts_or_are_counted_once(make, rows):
     with pytest.raises(DataError, match="rejected"):
         make(train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b"}] * 4))

@@ -16,6 +16,16 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 TRACES: dict[str, dict] = {
     "sigmoid": {},
     "smoothed_sigmoid": {"label_smoothing": 0.1},
+    "ipo": {"loss_type": "ipo"},
+    "robust": {"loss_type": "robust", "label_smoothing": 0.1},
+    "exo_pair": {"loss_type": "exo_pair", "label_smoothing": 0.1},
+    "aot": {"loss_type": "aot"},
+    "apo_down": {"loss_type": "apo_down"},
+    "discopop": {"loss_type": "discopop"},
+    "js_divergence": {"f_divergence_type": "js_divergence"},
+    "ld_alpha": {"ld_alpha": 0.5},
+    "weighted": {"use_weighting": True},
+    "combined": {"loss_type": ["sigmoid", "bco_pair", "sft"]},
 }
 
 

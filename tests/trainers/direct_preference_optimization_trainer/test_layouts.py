@@ -13,8 +13,12 @@ import pytest
 
 from easydel.data.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
-from easydel.trainers.direct_preference_optimization_trainer.losses import sigmoid
-from easydel.trainers.direct_preference_optimization_trainer.scoring import completion_lengths, score_pairs
+from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.scoring import (
+    ScoringOptions,
+    completion_lengths,
+    score_pairs,
+)
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 from tests.conftest import VOCABULARY
 
@@ -22,7 +26,9 @@ LAYOUTS = [
     PackingLayout(0, packing, share_prompt, row_multiple)
     for packing, share_prompt, row_multiple in itertools.product([True, False], [True, False], [1, 4])
 ]
-score = jax.jit(score_pairs)
+PLAIN = ScoringOptions()
+score = jax.jit(functools.partial(score_pairs, options=PLAIN))
+SIGMOID = Objective(("sigmoid",), (1.0,), 0.1, 0.1, "reverse_kl", 0.5, 0.05, None)
 
 
 def in_order(batch, values):
@@ -51,7 +57,8 @@ def one_by_one(model, pairs):
 def test_every_layout_gives_the_log_probs_of_plain_sequences(tiny_model, pairs, layout):
     expected = one_by_one(tiny_model, pairs)
     batch = pack(pairs, layout)
-    for side, wanted in zip(score(tiny_model, batch), expected):
+    scored = score(tiny_model, batch)
+    for side, wanted in zip((scored.chosen, scored.rejected), expected):
         np.testing.assert_allclose(in_order(batch, side), wanted, rtol=1e-5, atol=1e-4)
 
 
@@ -78,7 +85,8 @@ def test_changing_any_token_of_another_pair_or_branch_changes_nothing(tiny_model
         changed = dict(batch, input_ids=batch["input_ids"].copy())
         changed["input_ids"][row, place] = (batch["input_ids"][row, place] + 1) % VOCABULARY
         after = score(tiny_model, changed)
-        for side, (a, b) in enumerate(zip(after, before), start=1):
+        sides = ((after.chosen, before.chosen), (after.rejected, before.rejected))
+        for side, (a, b) in enumerate(sides, start=1):
             moved = set(map(tuple, np.argwhere(np.asarray(a) != np.asarray(b))))
             assert moved <= ({(row, segment - 1)} if segment and branch in (0, side) else set())
 
@@ -89,11 +97,10 @@ def reference_of(batch):
     return {"ref_chosen_logps": noise[0][order], "ref_rejected_logps": noise[1][order]}
 
 
-def update(model, batch, micro_batches=1, remat=False):
+def update(model, batch, micro_batches=1, remat=False, objective=SIGMOID, scoring=PLAIN):
     state = EasyDeLState.create(model, optax.sgd(1.0))
-    objective = functools.partial(sigmoid, beta=0.1, label_smoothing=0.1)
     step = jax.jit(
-        functools.partial(training_step, objective=objective, beta=0.1, micro_batches=micro_batches, remat=remat)
+        functools.partial(training_step, objective=objective, scoring=scoring, micro_batches=micro_batches, remat=remat)
     )
     return step(state, batch | reference_of(batch))
 
@@ -138,3 +145,52 @@ def test_a_nonfinite_loss_skips_the_update(tiny_model, pairs):
     assert metrics["nonfinite"] and not np.isfinite(metrics["loss"])
     assert int(state.step) == 1
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.model, tiny_model))
+
+
+OBJECTIVES = {
+    "ld_alpha": (SIGMOID, ScoringOptions(ld_alpha=0.3)),
+    "weighting": (SIGMOID, ScoringOptions(with_weight=True)),
+    "list": (Objective(("ipo", "sft"), (1.0, 0.5), 0.1, 0.0, "js_divergence", 0.5, 0.05, 0.7), ScoringOptions()),
+    "aot": (Objective(("aot",), (1.0,), 0.1, 0.1, "reverse_kl", 0.5, 0.05, None), ScoringOptions()),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_objective_or_knob_sees_the_layout_or_the_accumulation(tiny_model, pairs, name):
+    objective, scoring = OBJECTIVES[name]
+    _, expected = update(tiny_model, pack(pairs, LAYOUTS[-1]), objective=objective, scoring=scoring)
+    for micro_batches in (1,) if name == "aot" else (1, 4):
+        _, metrics = update(tiny_model, pack(pairs, LAYOUTS[1]), micro_batches, objective=objective, scoring=scoring)
+        for metric in ("loss", "grad_norm", "rewards/margins"):
+            np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-5, atol=1e-5, err_msg=metric)
+
+
+def test_ld_alpha_discounts_what_lies_beyond_the_shorter_completion(tiny_model, pairs):
+    batch = pack(pairs, PackingLayout(0))
+    alpha = 0.25
+    discounted = score_pairs(tiny_model, batch, ScoringOptions(ld_alpha=alpha))
+    for index, pair in enumerate(pairs):
+        shorter = min(pair.chosen_loss_mask.sum(), pair.rejected_loss_mask.sum())
+        for ids, mask, found in (
+            (pair.chosen_ids, pair.chosen_loss_mask, discounted.chosen),
+            (pair.rejected_ids, pair.rejected_loss_mask, discounted.rejected),
+        ):
+            sequence = np.concatenate([pair.prompt_ids, ids])
+            log_probs = jax.nn.log_softmax(tiny_model(jnp.array(sequence)[None])[0])
+            logps = np.asarray(log_probs[np.arange(pair.prompt_ids.size - 1, sequence.size - 1), ids])[mask]
+            weights = np.where(np.arange(logps.size) < shorter, 1.0, alpha)
+            assert in_order(batch, found)[index] == pytest.approx((weights * logps).sum(), rel=1e-4)
+
+
+def test_the_weight_of_a_pair_is_that_of_the_paper(tiny_model, pairs):
+    batch = pack(pairs, PackingLayout(0))
+    found = in_order(batch, score_pairs(tiny_model, batch, ScoringOptions(with_weight=True)).log_weight)
+    for index, pair in enumerate(pairs):
+        log_weight = 0.0
+        for ids, mask in ((pair.chosen_ids, pair.chosen_loss_mask), (pair.rejected_ids, pair.rejected_loss_mask)):
+            sequence = np.concatenate([pair.prompt_ids, ids])
+            log_probs = jax.nn.log_softmax(tiny_model(jnp.array(sequence)[None])[0])
+            log_probs = log_probs[pair.prompt_ids.size - 1 : -1][mask]
+            picked = log_probs[np.arange(len(log_probs)), ids[mask]]
+            log_weight += float(jnp.mean(picked - jnp.log(jnp.sum(jnp.exp(2 * log_probs), axis=-1))))
+        assert found[index] == pytest.approx(log_weight, rel=1e-4)
