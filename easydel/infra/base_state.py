@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import mesh_of, tree_shardings
+from easydel.infra.state_files import load_arrays, save_arrays
 
 
 class EasyDeLState(eqx.Module):
@@ -63,3 +65,15 @@ class EasyDeLState(eqx.Module):
     def shardings(self) -> PyTree:
         """The sharding of every array, in the state's own structure."""
         return jax.tree.map(lambda leaf: leaf.sharding, self)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Write step, model and optimiser state, moments in their own dtype, into a new folder."""
+        save_arrays(folder, self)
+
+    def load_state(self, folder: str | Path) -> Self:
+        """The state saved in `folder`, laid out as this one; it must be of the same model and optimiser.
+
+        Example:
+          ``state = EasyDeLState.create(model, tx).load_state("runs/dpo/state")``
+        """
+        return load_arrays(folder, self)

@@ -1,0 +1,62 @@
+"""A pytree's arrays on disk, by their paths, through Orbax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from easydel.infra.mesh import parameter_path
+
+Tree = TypeVar("Tree", bound=PyTree)
+
+
+def save_arrays(folder: str | Path, tree: PyTree) -> None:
+    """Write every array of a pytree, at full precision; the folder appears only when it is whole.
+
+    Raises:
+      FileExistsError: there is something at `folder`; nothing is overwritten.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name a new folder, or remove this one first.")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, _by_path(tree))
+
+
+def load_arrays(folder: str | Path, like: Tree) -> Tree:
+    """Read arrays into the structure, dtypes and shardings of another pytree.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: it holds other arrays than `like`; names them.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no saved state at {folder}.")
+    wanted = _by_path(like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        problems = [f"{path} is not in the saved state" for path in sorted(wanted.keys() - saved.keys())]
+        problems += [f"{path} is saved, but not part of this state" for path in sorted(saved.keys() - wanted.keys())]
+        problems += [
+            f"{path} is saved as {saved[path].dtype}{list(saved[path].shape)}, this state has "
+            f"{array.dtype}{list(array.shape)}"
+            for path, array in wanted.items()
+            if path in saved and (tuple(saved[path].shape), saved[path].dtype) != (array.shape, array.dtype)
+        ]
+        if problems:
+            shown = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
+            raise ValueError(f"{folder} holds the state of another model or optimiser:\n  {shown}")
+        arrays = checkpointer.restore(
+            folder,
+            {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()},
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+
+
+def _by_path(tree: PyTree) -> dict[str, jax.Array]:
+    return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
