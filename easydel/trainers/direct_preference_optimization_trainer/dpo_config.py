@@ -36,6 +36,12 @@ class DPOConfig(TrainingArguments):
     """Weigh each pair by how likely the policy finds its completions (WPO)."""
     reference_free: bool = False
     """Take a uniform reference: its log-probs count as 0, and no reference model is kept."""
+    sync_ref_model: bool = False
+    """Let the reference follow the policy (TR-DPO)."""
+    ref_model_mixup_alpha: float = 0.9
+    """Share of the policy in the reference after a sync: reference = alpha * policy + (1 - alpha) * reference."""
+    ref_model_sync_steps: int = 64
+    """Updates from one sync to the next."""
 
     max_length: int | None = 512
     """Most tokens of prompt and completion together; None for no limit."""
@@ -62,6 +68,7 @@ class DPOConfig(TrainingArguments):
         require(self.beta > 0, "beta", self.beta, "a number above 0")
         self._check_objective()
         require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
+        self._check_sync()
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)
             require(value is None or value >= least, field, value, f"None or at least {least} tokens")
@@ -81,6 +88,18 @@ class DPOConfig(TrainingArguments):
         require(
             self.padding_value is None or self.padding_value >= 0, "padding_value", self.padding_value, "a token id"
         )
+
+    def _check_sync(self) -> None:
+        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
+        require(0 < alpha <= 1, "ref_model_mixup_alpha", alpha, "a share above 0 and up to 1")
+        require(steps >= 1, "ref_model_sync_steps", steps, "a whole number of at least 1")
+        if self.sync_ref_model and self.reference_free:
+            raise ValueError("sync_ref_model=True has no effect with reference_free=True; remove one of the two.")
+        if not self.sync_ref_model and (alpha, steps) != (0.9, 64):
+            raise ValueError(
+                f"ref_model_mixup_alpha={alpha} and ref_model_sync_steps={steps} have no effect with "
+                "sync_ref_model=False; set it to True or leave them at 0.9 and 64."
+            )
 
     @property
     def loss_types(self) -> tuple[str, ...]:

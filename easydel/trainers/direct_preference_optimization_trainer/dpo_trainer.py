@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
+from easydel.data.columnar import rows_of_columns
 from easydel.data.faults import DataError, FaultTally, RowFault
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
@@ -25,7 +26,7 @@ from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.reference import reference_state_for
+from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_state_for
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
     PairLogps,
@@ -197,6 +198,16 @@ class DPOTrainer(Trainer):
     def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
         """Add the reference's log-probs where the data did not bring them."""
         if "ref_chosen_logps" in batch:
+            if self.arguments.sync_ref_model:
+                raise ValueError(
+                    "sync_ref_model=True moves the reference, but the data brings fixed ref_chosen_logps and "
+                    "ref_rejected_logps; drop the columns or set sync_ref_model=False."
+                )
+            if self.arguments.reference_free:
+                raise ValueError(
+                    "reference_free=True counts the reference as 0, but the data brings ref_chosen_logps and "
+                    "ref_rejected_logps; drop the columns or set reference_free=False."
+                )
             return batch
         logps = self._score_reference(batch)
         return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
@@ -207,6 +218,23 @@ class DPOTrainer(Trainer):
         if not isinstance(self.dataloaders.train, PreferenceLoader):
             raise ValueError("there is no train_dataset, so no rows were counted.")
         return self.dataloaders.train.tally
+
+    def on_step_end(
+        self, state: EasyDeLState, metrics: dict[str, Any], step: int
+    ) -> tuple[EasyDeLState, dict[str, Any]]:
+        """Hook called at the end of each step for reference model sync; what it returns is what is logged.
+
+        Args:
+          state: the state after update number `step`.
+          metrics: the update's numbers.
+          step: updates made, from 1.
+        """
+        arguments = self.arguments
+        if arguments.sync_ref_model and step % arguments.ref_model_sync_steps == 0:
+            assert self.reference_state is not None  # DPOConfig refuses a sync without a reference
+            mixed = mix(state.model, self.reference_state.model, arguments.ref_model_mixup_alpha)
+            self.reference_state = self.reference_state.replace(model=mixed)
+        return state, metrics
 
     def compute_reference_log_probs(
         self, state: EasyDeLState, padded_batch: Mapping[str, Any]
@@ -242,13 +270,33 @@ class DPOTrainer(Trainer):
         Raises:
           DataError: from the function, when a row cannot be used; it has no place to count dropped rows.
         """
+        transform = self._collect_transform(max_sequence_length, truncation_mode)
+        return functools.partial(collate_rows, transform=transform, collate=self._collate)
+
+    def create_tfds_collect_function(
+        self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    ) -> Callable[[Mapping[str, Any]], Batch]:
+        """A function for the batches of TFDS and ``tf.data``: a dict of columns -> the batch of the Grain function.
+
+        Columns are arrays or lists with one entry a row: byte strings, text, token ids or chat messages.
+
+        Args:
+          max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
+          truncation_mode: which end of an over-long prompt survives.
+
+        Raises:
+          DataError: from the function, when a row cannot be used.
+        """
+        collate = self.create_grain_collect_function(max_sequence_length, truncation_mode)
+        return lambda columns: collate(rows_of_columns(columns))
+
+    def _collect_transform(self, max_sequence_length: int, truncation_mode: str) -> PreferenceTransform:
         half = max(1, max_sequence_length // 2)
-        transform = self._transform(
+        return self._transform(
             max_length=max_sequence_length,
             max_prompt_length=min(self.arguments.max_prompt_length or half, half),
             truncation_mode=truncation_mode,
         )
-        return functools.partial(collate_rows, transform=transform, collate=self._collate)
 
     def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
         """A reference that is the policy's own start must give margin 0 at the first step.

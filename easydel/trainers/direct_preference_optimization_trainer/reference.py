@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 from jax.sharding import Mesh
 
 from easydel.infra.base_module import EasyDeLBaseModule
@@ -31,3 +32,13 @@ def reference_state_for(
     if mesh_of(model) != mesh:
         model = model.shard(mesh)
     return EasyDeLState.create(model), is_start
+
+
+@jax.jit
+def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:
+    """A reference that follows the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
+
+    References:
+      Gorbatovski et al., Learn Your Reference Model for Real Good Alignment (TR-DPO), 2024, eq. 2.
+    """
+    return jax.tree.map(lambda new, old: alpha * new + (1 - alpha) * old, policy, reference)

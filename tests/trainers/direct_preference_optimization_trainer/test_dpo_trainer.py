@@ -328,6 +328,59 @@ def test_the_grain_collate_function_works_in_a_real_pipeline_and_honours_both_ar
     assert (ends["input_ids"] != starts["input_ids"]).any()
 
 
+def assert_same(batch: dict, other: dict) -> None:
+    assert batch.keys() == other.keys()
+    for key, value in batch.items():
+        np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+def test_the_tfds_collate_function_gives_the_batch_of_the_grain_function(make, rows, tokenizer):
+    trainer = make()
+    from_rows, from_columns = trainer.create_grain_collect_function(64), trainer.create_tfds_collect_function(64)
+    text = [{"prompt": f"tell me {i} ", "chosen": f"please {i}.", "rejected": f"no {i}?"} for i in range(4)]
+    as_bytes = {key: np.array([row[key].encode() for row in text], object) for key in text[0]}
+    assert_same(from_columns(as_bytes), from_rows(text))
+    ids = [{key: tokenizer(row[key])["input_ids"] for key in row} for row in text]
+    as_arrays = {key: [np.array(row[key], np.int64) for row in ids] for key in ids[0]}
+    assert_same(from_columns(as_arrays), from_rows(ids))
+    as_features = {
+        key: [{name: [message[name].encode() for message in row[key]] for name in ("role", "content")} for row in rows]
+        for key in ("prompt", "chosen", "rejected")
+    }
+    assert_same(from_columns(as_features), from_rows(rows))
+    with pytest.raises(DataError, match="differ in length"):
+        from_columns({"prompt": ["a"], "chosen": ["b", "c"], "rejected": ["d"]})
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_the_reference_follows_the_policy_by_exactly_the_mixup(make, tiny_model, alpha):
+    policies = []
+
+    class Keep(easydel.TrainerCallback):
+        def on_step_end(self, trainer, step):
+            policies.append(np.asarray(trainer.model.norm.weight))
+
+    trainer = make(sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=2, num_train_epochs=2)
+    trainer._callbacks.append(Keep())
+    log = trainer.train().log_history
+    expected = np.asarray(tiny_model.norm.weight)
+    for policy in policies[1::2]:
+        expected = alpha * policy + (1 - alpha) * expected
+    np.testing.assert_allclose(trainer.reference_state.model.norm.weight, expected, rtol=1e-6)
+    if alpha == 1.0:  # the reference is the policy again, so the next update starts at margin 0
+        assert log[2]["train/rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    plain = make(num_train_epochs=2).train().log_history
+    assert [line["train/loss"] for line in log[:2]] == pytest.approx([line["train/loss"] for line in plain[:2]])
+    assert log[2]["train/loss"] != pytest.approx(plain[2]["train/loss"], rel=1e-3)
+
+
+def test_a_moving_or_free_reference_refuses_fixed_log_probs(make, rows):
+    ready = Dataset.from_list([row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in rows])
+    for options in ({"sync_ref_model": True}, {"reference_free": True}):
+        with pytest.raises(ValueError, match="drop the columns"):
+            make(train_dataset=ready, **options).train()
+
+
 def test_a_data_collator_gets_pairs_and_gives_the_batch(make):
     from easydel.data.packing import PackingLayout, pack
 
@@ -467,6 +520,9 @@ def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, to
         ({"max_length": 256}, "max_prompt_length=128"),
         ({"extra_optimizer_kwargs": {"b1": "abc"}}, "b1='abc'"),
         ({"rpo_alpha": 0.0}, "rpo_alpha=0.0"),
+        ({"ref_model_sync_steps": 8}, "sync_ref_model=False"),
+        ({"sync_ref_model": True, "reference_free": True}, "no effect with reference_free=True"),
+        ({"sync_ref_model": True, "ref_model_mixup_alpha": 0.0}, "ref_model_mixup_alpha=0.0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"loss_type": "sigmoyd"}, "loss_type='sigmoyd'"),
         ({"max_prompt_length": 512}, "max_prompt_length=512 leaves no room"),
