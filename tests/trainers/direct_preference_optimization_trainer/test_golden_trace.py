@@ -76,4 +76,6 @@ def test_three_steps_equal_trl(smollm2, name):
         ours = np.array([line[f"train/{metric}"] for line in log])
         theirs = golden[key].reshape(3, -1).mean(axis=1)
         print(f"{name} {metric:17} ours {ours}  TRL {theirs}  largest difference {np.abs(ours - theirs).max():.1e}")
-        np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=metric)
+        # TRL's float32 gradient norm is itself 3e-5 of its size from that of a float64 run, which ours agrees with.
+        tolerance = {"rtol": 1e-4} if metric == "grad_norm" else {"atol": 1e-3}
+        np.testing.assert_allclose(ours, theirs, err_msg=metric, **tolerance)
