@@ -177,16 +177,20 @@ class CompositeSource(ShardedDataSource):
         return source.label(inner)
 
 
-class _Mapped(ShardedDataSource):
-    """A source's rows, each through a function; keeps length and random access."""
+class _View(ShardedDataSource):
+    """A source seen through a function, under the same shard names."""
 
-    def __init__(self, source: ShardedDataSource, function: Callable[[Row], Row]):
+    def __init__(self, source: ShardedDataSource, function: Callable[..., Any]):
         self._source = source
         self._function = function
 
     @property
     def shard_names(self) -> Sequence[str]:
         return self._source.shard_names
+
+
+class _Mapped(_View):
+    """A source's rows, each through a function; keeps length and random access."""
 
     def open_shard(self, name: str) -> Iterator[Row]:
         return map(self._function, self._source.open_shard(name))
@@ -208,16 +212,8 @@ class _Mapped(ShardedDataSource):
         return self._source.label(name)
 
 
-class _Streamed(ShardedDataSource):
+class _Streamed(_View):
     """What a function makes of the rows of each shard; their number is unknown until they are read."""
-
-    def __init__(self, source: ShardedDataSource, function: Callable[[Iterator[Row]], Iterable[Row]]):
-        self._source = source
-        self._function = function
-
-    @property
-    def shard_names(self) -> Sequence[str]:
-        return self._source.shard_names
 
     def open_shard(self, name: str) -> Iterator[Row]:
         return iter(self._function(self._source.open_shard(name)))
