@@ -1,0 +1,57 @@
+"""A digest of a model's weights, computed where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, UInt32
+
+from easydel.infra.mesh import parameter_path
+
+LANES = 4
+GOLDEN = 0x9E3779B9
+
+
+def fingerprint(tree: PyTree) -> str:
+    """Hex digest of every array of a pytree: paths, shapes, dtypes and each bit of the values.
+
+    Values are summed up on the devices in wrapping 32-bit integers, so the digest is the same on any mesh and only
+    a few bytes leave a device. It tells weights apart; it is no protection against somebody who forges them.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    digest = hashlib.sha256()
+    for (path, leaf), lanes in zip(leaves, sums):
+        digest.update(json.dumps([parameter_path(path), list(leaf.shape), str(leaf.dtype)]).encode())
+        digest.update(np.asarray(lanes, "<u4").tobytes())
+    return digest.hexdigest()
+
+
+@jax.jit
+def _sums(leaves: list[Array]) -> list[UInt32[Array, " lanes"]]:
+    return [_sum_of(leaf) for leaf in leaves]
+
+
+def _sum_of(leaf: Array) -> UInt32[Array, " lanes"]:
+    """The sum over all elements of a hash of value and place, under several seeds."""
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(4, leaf.dtype.itemsize)}")).astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    placed = _mix(place + jnp.uint32(GOLDEN)) ^ bits
+    return jnp.stack(
+        [jnp.sum(_mix(placed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)), dtype=jnp.uint32) for seed in range(LANES)]
+    )
+
+
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Spread every bit over the whole word (the last steps of MurmurHash3, Appleby 2011)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
