@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 from easydel.trainers.field_checks import check_types, require
@@ -61,6 +60,12 @@ class TrainingArguments:
     """Also evaluate every so many updates."""
     log_steps: int = 1
     """Updates of one line in the log."""
+    best_metric: str | None = None
+    """Metric of the evaluations that marks the best checkpoint, e.g. eval/loss; what ends in loss is better low."""
+    early_stopping_patience: int | None = None
+    """End the run after this many evaluations in a row without a better best_metric."""
+    max_training_seconds: float | None = None
+    """End the run after this time, with a last evaluation and checkpoint."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers besides metrics.jsonl."""
     progress_bar: bool = True
@@ -69,6 +74,12 @@ class TrainingArguments:
     """Where run folders go; None writes no files."""
     model_name: str = "dpo"
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
+    save_steps: int | None = None
+    """Write a checkpoint every so many updates and at the end; None only when the run is interrupted or fails."""
+    save_total_limit: int | None = None
+    """Keep this many of the latest checkpoints, and the best; None keeps all."""
+    resume_from_checkpoint: str | None = None
+    """Go on from a checkpoint: latest, a run folder or a checkpoint folder; latest starts anew where there is none."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -80,7 +91,14 @@ class TrainingArguments:
             "max_nonfinite_steps",
         ):
             require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
-        for field in ("eval_batch_size", "max_training_steps", "evaluation_steps"):
+        for field in (
+            "eval_batch_size",
+            "max_training_steps",
+            "evaluation_steps",
+            "early_stopping_patience",
+            "save_steps",
+            "save_total_limit",
+        ):
             value = getattr(self, field)
             require(value is None or value >= 1, field, value, "None or a whole number of at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
@@ -101,21 +119,42 @@ class TrainingArguments:
             )
         if self.report_to and self.save_directory is None:
             raise ValueError(f"report_to={self.report_to} needs a folder to write to; set save_directory.")
+        self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
         from easydel.trainers.optimizers import check_optimizer_kwargs
 
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
 
-    def make_run_folder(self) -> Path | None:
-        """A new folder for this run: ``save_directory/model_name``, numbered when that exists."""
-        if self.save_directory is None:
-            return None
-        base = Path(self.save_directory).expanduser() / self.model_name
-        folder, number = base, 1
-        while True:
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                number += 1
-                folder = base.with_name(f"{base.name}-{number}")
+    def _check_checkpoints(self) -> None:
+        """That checkpoints, the best of them and early stopping have what they need."""
+        seconds = self.max_training_seconds
+        require(seconds is None or seconds > 0, "max_training_seconds", seconds, "None or a number of seconds above 0")
+        for field in ("save_steps", "resume_from_checkpoint"):
+            if getattr(self, field) is not None and self.save_directory is None:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} needs a folder for checkpoints; set save_directory."
+                )
+        if self.save_total_limit is not None and self.save_steps is None:
+            raise ValueError(
+                f"save_total_limit={self.save_total_limit} has no effect without checkpoints; set save_steps."
+            )
+        if self.early_stopping_patience is not None and self.best_metric is None:
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} needs a metric to judge by; set best_metric, "
+                'for example "eval/loss".'
+            )
+        if self.best_metric is None:
+            return
+        require(self.best_metric.startswith("eval/"), "best_metric", self.best_metric, 'a metric such as "eval/loss"')
+        if self.evaluation_steps is None:
+            raise ValueError(f"best_metric={self.best_metric!r} needs evaluations to compare; set evaluation_steps.")
+        if self.early_stopping_patience is None and self.save_total_limit is None:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} has no effect: all checkpoints are kept and nothing stops early. "
+                "Set save_total_limit, so that the best one is kept besides the latest, or early_stopping_patience."
+            )
+        if self.save_steps is not None and self.save_steps % self.evaluation_steps:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} rates a checkpoint by the evaluation at its step, but "
+                f"save_steps={self.save_steps} is no multiple of evaluation_steps={self.evaluation_steps}."
+            )
