@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import grain
 
 from .faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault
+from .outcomes import GoodPairs, Outcome, Transform
 from .packing import Batch
 from .preference import PreferencePair
 from .sources import ShardedDataSource
@@ -18,32 +20,60 @@ ROWS_AHEAD_IN_BATCHES = 2
 THREADS = 4
 PACKED_BATCHES_AHEAD = 2
 
-Transform = Callable[[Any, int], PreferencePair | RowFault]
 
+class BatchIterator(Iterator[Batch]):
+    """Batches from a place in the data on; made by `PreferenceLoader.iterate`.
 
-class _Pairs:
-    """Random access to ``(index, pair or fault)``, so that a shuffled row still knows its place in the data."""
+    Batches are made ahead on threads; `position` and `tally` speak of the batches that were handed out.
 
-    def __init__(self, source: ShardedDataSource, transform: Transform):
-        self._source = source
-        self._transform = transform
+    Attributes:
+      tally: rows up to the end of the latest batch, good and dropped.
 
-    def __len__(self) -> int:
-        return len(self._source)
+    Raises:
+      DataError: from ``next``, when too large a share of the rows cannot be used or there is none at all.
+    """
 
-    def __getitem__(self, index: int) -> tuple[int, PreferencePair | RowFault]:
-        index = int(index)
+    def __init__(self, batches: grain.IterDataset, ahead: FaultTally, order: dict[str, Any], state: Any):
+        self._ahead = ahead
+        self._order = order
+        self._ended = False
+        self._batches = iter(batches)
+        if state is not None:
+            self._batches.set_state(state)
+        self.tally = FaultTally(ahead.limit)
+        self.tally.restore(self._batches.get_state()["tally"])
+
+    def __next__(self) -> Batch:
+        if self._ended:
+            raise StopIteration
         try:
-            row = self._source[index]
-        except DataError as error:
-            return index, RowFault(index, "row", "unreadable row", str(error))
-        return index, self._transform(row, index)
+            batch = next(self._batches)
+        except (StopIteration, DataError) as end:
+            # Nothing runs ahead any more, and bad rows may have come after the last batch.
+            self._ended = True
+            self.tally.restore(self._ahead.state())
+            if isinstance(end, StopIteration):
+                self.tally.check(final=True)
+                if self.tally.rows_seen == 0:
+                    raise DataError("the data holds no rows.") from None
+            raise
+        self.tally.restore(self._batches.get_state()["tally"])
+        return batch
+
+    def position(self) -> dict[str, Any]:
+        """The place right after the latest batch, as values that JSON can hold; for `PreferenceLoader.iterate`."""
+        return {"order": dict(self._order), "state": copy.deepcopy(self._batches.get_state())}
+
+    def close(self) -> None:
+        """Stop the threads that work ahead, and give no more batches."""
+        self._ended = True
+        self._batches.close()
 
 
 class PreferenceLoader:
     """Batches of `batch_size` consecutive good rows; nothing is transformed before iteration asks for it.
 
-    It can be iterated any number of times; each pass counts its rows anew in `tally`.
+    It can be iterated any number of times; each pass counts its rows anew.
 
     Args:
       source: rows with a known length and random access.
@@ -53,6 +83,14 @@ class PreferenceLoader:
       max_dropped_share: largest share of rows, 0 to 1, that may be dropped.
       shuffle_seed: a different order each epoch, the same in every run with this seed; None keeps the file's order.
       num_epochs: passes over the data in one iteration; batches run on across the end of an epoch.
+
+    Attributes:
+      tally: rows that the latest pass has seen so far, up to its latest batch.
+
+    Example:
+      >>> batches = loader.iterate()  # doctest: +SKIP
+      >>> first, position = next(batches), batches.position()  # doctest: +SKIP
+      >>> second = next(loader.iterate(position))  # doctest: +SKIP
     """
 
     def __init__(
@@ -70,51 +108,72 @@ class PreferenceLoader:
         self._transform = transform
         self._collate = collate
         self._batch_size = batch_size
-        self._max_dropped_share = max_dropped_share
         self._shuffle_seed = shuffle_seed
         self._num_epochs = num_epochs
-        self.tally = FaultTally(max_dropped_share)
+        self._max_dropped_share = max_dropped_share
+        self._latest: BatchIterator | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        """One pass.
+    def __iter__(self) -> BatchIterator:
+        return self.iterate()
+
+    def iterate(self, position: dict[str, Any] | None = None) -> BatchIterator:
+        """One pass, from its beginning or from where `BatchIterator.position` says.
 
         Raises:
-          DataError: too large a share of the rows cannot be used, or there is none at all.
+          ValueError: the position belongs to other data or another order.
         """
-        self.tally = tally = FaultTally(self._max_dropped_share)
-        yield from self._pipeline(tally)
-        tally.check(final=True)
-        if tally.rows_seen == 0:
-            raise DataError("the data holds no rows.")
+        order = self._order()
+        if position is not None and position["order"] != order:
+            changed = [f"{name}={position['order'].get(name)}, now {value}" for name, value in order.items()
+                       if position["order"].get(name) != value]  # fmt: skip
+            raise ValueError(
+                "the position belongs to another order of the rows, so the data cannot go on from it: it has "
+                f"{'; '.join(changed)}. Give the same data and shuffling as then, or start from the beginning."
+            )
+        tally = FaultTally(self._max_dropped_share)
+        state = None if position is None else position["state"]
+        self._latest = BatchIterator(self._pipeline(tally), tally, order, state)
+        return self._latest
 
     def __len__(self) -> int:
         """Rows of the data, good and bad."""
         return len(self._source)
 
+    @property
+    def tally(self) -> FaultTally:
+        return FaultTally(self._max_dropped_share) if self._latest is None else self._latest.tally
+
     def counters(self) -> dict[str, float]:
         """Rows that the latest pass dropped so far."""
         return {"dropped_rows": float(sum(self.tally.dropped.values()))}
 
+    def _order(self) -> dict[str, Any]:
+        """What the order of the rows depends on."""
+        return {"rows": len(self._source), "shuffle_seed": self._shuffle_seed}
+
     def _pipeline(self, tally: FaultTally) -> grain.IterDataset:
-        source = self._source
-
-        def keep(result: tuple[int, PreferencePair | RowFault]) -> bool:
-            index, pair = result
-            if isinstance(pair, RowFault):
-                tally.record(pair, source.locate(index))
-                return False
-            tally.record_good(index)
-            return True
-
-        rows = grain.MapDataset.source(_Pairs(source, self._transform))
-        if self._shuffle_seed is not None:
-            rows = rows.shuffle(seed=self._shuffle_seed)
-        pairs = rows.repeat(self._num_epochs).filter(keep)
-        ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=ROWS_AHEAD_IN_BATCHES * self._batch_size)
-        batches = pairs.to_iter_dataset(ahead).batch(
-            self._batch_size, batch_fn=lambda indexed: self._collate([pair for _, pair in indexed])
-        )
+        pairs = GoodPairs(self._outcomes(), tally)
+        batches = pairs.batch(self._batch_size, batch_fn=self._collate)
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=PACKED_BATCHES_AHEAD)
+
+    def _outcomes(self) -> grain.IterDataset:
+        """Every row's outcome, by number: the row is fetched and transformed on a thread."""
+        rows = len(self._source)
+        indices = grain.MapDataset.range(rows)
+        if self._shuffle_seed is not None:
+            indices = indices.shuffle(seed=self._shuffle_seed)
+        outcomes = indices.repeat(self._num_epochs).map_with_index(
+            lambda number, index: self._outcome(number // rows, int(index))
+        )
+        ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=ROWS_AHEAD_IN_BATCHES * self._batch_size)
+        return outcomes.to_iter_dataset(ahead)
+
+    def _outcome(self, epoch: int, index: int) -> Outcome:
+        try:
+            result = self._transform(self._source[index], index)
+        except DataError as error:
+            result = RowFault(index, "row", "unreadable row", str(error))
+        return Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
 
 
 def check_first_rows(source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16) -> None:
@@ -130,7 +189,7 @@ def check_first_rows(source: ShardedDataSource, transform: Transform, max_droppe
         if isinstance(result, RowFault):
             tally.record(result, source.locate(index))
         else:
-            tally.record_good(index)
+            tally.record_good()
     if tally.rows_seen == 0:
         raise DataError("the data holds no rows.")
     tally.check(final=True)

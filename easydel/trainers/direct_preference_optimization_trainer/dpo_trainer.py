@@ -13,11 +13,11 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
-from easydel.data.columnar import rows_of_columns
-from easydel.data.faults import DataError, FaultTally, RowFault
+from easydel.data.collate import Collator, ColumnCollator, RowCollator
+from easydel.data.faults import DataError, FaultTally
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
-from easydel.data.packing import Batch, PackingLayout, pack
+from easydel.data.packing import Batch, PackingLayout
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
@@ -260,8 +260,8 @@ class DPOTrainer(Trainer):
 
     def create_grain_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
-    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch.
+    ) -> RowCollator:
+        """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch; worker processes can run it.
 
         Args:
           max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
@@ -271,11 +271,11 @@ class DPOTrainer(Trainer):
           DataError: from the function, when a row cannot be used; it has no place to count dropped rows.
         """
         transform = self._collect_transform(max_sequence_length, truncation_mode)
-        return functools.partial(collate_rows, transform=transform, collate=self._collate)
+        return RowCollator(transform, self._collator)
 
     def create_tfds_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
-    ) -> Callable[[Mapping[str, Any]], Batch]:
+    ) -> ColumnCollator:
         """A function for the batches of TFDS and ``tf.data``: a dict of columns -> the batch of the Grain function.
 
         Columns are arrays or lists with one entry a row: byte strings, text, token ids or chat messages.
@@ -287,8 +287,7 @@ class DPOTrainer(Trainer):
         Raises:
           DataError: from the function, when a row cannot be used.
         """
-        collate = self.create_grain_collect_function(max_sequence_length, truncation_mode)
-        return lambda columns: collate(rows_of_columns(columns))
+        return ColumnCollator(self.create_grain_collect_function(max_sequence_length, truncation_mode))
 
     def _collect_transform(self, max_sequence_length: int, truncation_mode: str) -> PreferenceTransform:
         half = max(1, max_sequence_length // 2)
@@ -341,41 +340,17 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
-        vocabulary = self.model.config.vocab_size
-        for pair in pairs:
-            largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-            if largest >= vocabulary:
-                raise DataError(
-                    f"row {pair.index} holds token id {largest}, but the model has {vocabulary} tokens: "
-                    "processing_class is not this model's tokenizer."
-                )
-        if self.data_collator is not None:
-            return self.data_collator(pairs)
-        return pack(
-            pairs,
-            PackingLayout(
-                padding_value=self.padding_value,
-                packing=self.arguments.packing,
-                share_prompt=self.arguments.share_prompt,
-                row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
-            ),
+        return self._collator(pairs)
+
+    @functools.cached_property
+    def _collator(self) -> Collator:
+        layout = PackingLayout(
+            padding_value=self.padding_value,
+            packing=self.arguments.packing,
+            share_prompt=self.arguments.share_prompt,
+            row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
         )
-
-
-def collate_rows(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    transform: PreferenceTransform,
-    collate: Callable[[Sequence[PreferencePair]], Batch],
-) -> Batch:
-    """Tokenise rows and make one batch of them; a row that cannot be used is an error."""
-    pairs = []
-    for index, row in enumerate(rows):
-        pair = transform(row, index)
-        if isinstance(pair, RowFault):
-            raise DataError(f"row {index} of the batch: {pair.message}")
-        pairs.append(pair)
-    return collate(pairs)
+        return Collator(layout, self.model.config.vocab_size, self.data_collator)
 
 
 def _warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:

@@ -8,8 +8,10 @@ import inspect
 import json
 import math
 import operator
+import pickle
 import time
 
+import absl.flags
 import grain
 import jax
 import jax.numpy as jnp
@@ -332,6 +334,16 @@ def assert_same(batch: dict, other: dict) -> None:
     assert batch.keys() == other.keys()
     for key, value in batch.items():
         np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+def test_the_collate_functions_work_in_the_worker_processes_of_grain(make, rows):
+    absl.flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts processes
+    collate = make().create_grain_collect_function(64)
+    batches = grain.MapDataset.source(rows).batch(4, batch_fn=collate).to_iter_dataset()
+    in_workers = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
+    for here, there in zip(batches, in_workers, strict=True):
+        assert_same(here, there)
+    assert b"jax" not in pickle.dumps(make().create_tfds_collect_function(64))
 
 
 def test_the_tfds_collate_function_gives_the_batch_of_the_grain_function(make, rows, tokenizer):
