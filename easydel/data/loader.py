@@ -10,6 +10,7 @@ from typing import Any
 import grain
 
 from .faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault
+from .identity import data_identity
 from .outcomes import GoodPairs, Outcome, Transform
 from .packing import Batch
 from .preference import PreferencePair
@@ -146,6 +147,15 @@ class PreferenceLoader:
     def counters(self) -> dict[str, float]:
         """Rows that the latest pass dropped so far."""
         return {"dropped_rows": float(sum(self.tally.dropped.values()))}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these batches from those of other data; see `data_identity`."""
+        return data_identity(self._source, self._transform)
+
+    def first_pairs(self, count: int) -> list[PreferencePair]:
+        """The first good rows, in the data's own order; this is no pass and counts nothing."""
+        results = (self._transform(row, index) for index, row in enumerate(self._source))
+        return list(itertools.islice((pair for pair in results if not isinstance(pair, RowFault)), count))
 
     def _order(self) -> dict[str, Any]:
         """What the order of the rows depends on."""

@@ -77,16 +77,19 @@ class TrainingLog:
         Raises:
           NonFiniteError: too many updates in a row were non-finite.
         """
-        self._window.updates.append(Update(step, metrics, nonfinite, statistics))
-        if step % self._log_steps == 0:
-            self._finish(self._full)
-            self._full, self._window = self._window, LogWindow()
+        self._append(Update(step, metrics, nonfinite, statistics))
+
+    def _append(self, update: Update) -> None:
+        self._window.updates.append(update)
+        if update.step % self._log_steps == 0:
+            # Both are in place before a line is written: writing calls listeners, and they may raise.
+            full, self._full, self._window = self._full, self._window, LogWindow()
+            self._finish(full)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Write what is complete, and leave the time inside out of the speeds."""
-        self._finish(self._full)
-        self._full = None
+        self._finish_full()
         self._window.wait()
         started = time.perf_counter()
         yield
@@ -94,26 +97,31 @@ class TrainingLog:
 
     def write_all(self) -> None:
         """Write what is left, full or not."""
-        self._finish(self._full)
-        self._finish(self._window)
-        self._full, self._window = None, LogWindow()
+        self._finish_full()
+        window, self._window = self._window, LogWindow()
+        self._finish(window)
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint must keep so that the next line is the same; call it inside `pause`."""
+        """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
         updates = [
             update._asdict()
             | {"metrics": {name: np.asarray(value).tolist() for name, value in jax.device_get(update.metrics).items()}}
             | {"nonfinite": bool(update.nonfinite), "statistics": dataclasses.asdict(update.statistics)}
-            for update in self._window.updates
+            for window in (self._full, self._window)
+            if window is not None
+            for update in window.updates
         ]
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
     def restore(self, notes: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's notes."""
         self._nonfinite_in_a_row = notes["nonfinite_in_a_row"]
-        self._window = LogWindow(
-            Update(**(update | {"statistics": BatchStatistics(**update["statistics"])})) for update in notes["updates"]
-        )
+        for update in notes["updates"]:
+            self._append(Update(**(update | {"statistics": BatchStatistics(**update["statistics"])})))
+
+    def _finish_full(self) -> None:
+        full, self._full = self._full, None
+        self._finish(full)
 
     def _finish(self, window: LogWindow | None) -> None:
         if window is None or not window.updates:
@@ -121,6 +129,7 @@ class TrainingLog:
         flags = window.wait()
         end = time.perf_counter()
         window.seconds, self._last_end = end - self._last_end, end
+        error = None
         for update, is_bad in zip(window.updates, flags):
             self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if is_bad else 0
             if not is_bad:
@@ -129,8 +138,10 @@ class TrainingLog:
             message = f"update {update.step} was skipped: its loss or gradient is not finite ({names})"
             logger.warning("%s.", message)
             if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
-                raise NonFiniteError(
+                error = NonFiniteError(
                     f"{message}, {self._nonfinite_in_a_row} in a row. The state is the last good one. "
                     "Look at these rows, lower learning_rate, or raise max_nonfinite_steps."
                 )
         self._write(window)
+        if error is not None:
+            raise error

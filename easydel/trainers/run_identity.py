@@ -27,6 +27,8 @@ OPTIONS_OF_A_SESSION = frozenset(
         "save_steps",
         "save_total_limit",
         "resume_from_checkpoint",
+        "eval_samples",
+        "eval_sample_tokens",
         "packing",
         "share_prompt",
         "precompute_ref_log_probs",

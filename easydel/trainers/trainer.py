@@ -260,20 +260,21 @@ class Trainer(abc.ABC):
         self.checkpoints.open(self.run_folder)
 
     def _save(self, log: TrainingLog) -> None:
-        place = self._place
         with log.pause():
-            notes = {
-                "place": dataclasses.asdict(place),
-                "log": log.notes(),
-                "identity": self._identity,
-                "options": dataclasses.asdict(self.arguments),
-            }
-            metrics = self._last_evaluation if place.evaluated == place.step else {}
-            if self.arguments.best_metric is not None and place.evaluated == place.step:
-                _require_metric(self.arguments.best_metric, metrics)
-            self._last_checkpoint = self.checkpoints.save(place.step, self.checkpoint_arrays(), notes, metrics)
-            self._saved_step = place.step
-            self._notify("on_save", place.step, self._last_checkpoint)
+            self._save_now(log)
+            self._notify("on_save", self._place.step, self._last_checkpoint)
+
+    def _save_now(self, log: TrainingLog) -> None:
+        place = self._place
+        notes = {
+            "place": dataclasses.asdict(place),
+            "log": log.notes(),
+            "identity": self._identity,
+            "options": dataclasses.asdict(self.arguments),
+        }
+        metrics = self._last_evaluation if place.evaluated == place.step else {}
+        self._last_checkpoint = self.checkpoints.save(place.step, self.checkpoint_arrays(), notes, metrics)
+        self._saved_step = place.step
 
     def _save_last_good_state(self, log: TrainingLog) -> None:
         """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
@@ -286,7 +287,7 @@ class Trainer(abc.ABC):
             )
             return
         try:
-            self._save(log)
+            self._save_now(log)
             self.checkpoints.wait()
         except Exception:
             # The exception that ended the run is the one to show.
@@ -324,7 +325,8 @@ class Trainer(abc.ABC):
             )
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
         self._open_run(log)
-        self._callbacks += self._run_callbacks()
+        # The log's own file comes first: a line is in it whatever a listener does.
+        self._callbacks = self._run_callbacks() + self._callbacks
         try:
             with StopSignals() as signals:
                 self._notify("on_train_begin")
@@ -365,9 +367,9 @@ class Trainer(abc.ABC):
             self._notify("on_step_end", place.step)
             if signals.received is not None:
                 break
-            is_last = place.step == self.total_steps or self._stop_reason is not None
-            self._evaluate_if_due(log, is_last)
-            if arguments.save_steps is not None and (is_last or place.step % arguments.save_steps == 0):
+            self._evaluate_if_due(log, is_last=self._is_over())
+            # An evaluation may have stopped the run.
+            if arguments.save_steps is not None and (self._is_over() or place.step % arguments.save_steps == 0):
                 self._save(log)
             if self._stop_reason is not None:
                 logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
@@ -381,6 +383,9 @@ class Trainer(abc.ABC):
             logger.warning(
                 "the data ended after %d of %d planned updates: rows were dropped.", place.step, self.total_steps
             )
+
+    def _is_over(self) -> bool:
+        return self._place.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
         """What is left of the run's batches, with copies on the device that were sent two ahead of their use."""
@@ -408,6 +413,10 @@ class Trainer(abc.ABC):
         if step == 0 or is_last or (every is not None and step % every == 0):
             with log.pause():
                 self._last_evaluation = self.evaluate()
+            best = self.arguments.best_metric
+            if best is not None and best not in self._last_evaluation:
+                known = ", ".join(sorted(self._last_evaluation))
+                raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
             place.evaluated = step
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
@@ -498,8 +507,3 @@ def _stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
     if arguments.max_training_seconds is not None:
         callbacks.append(TimeLimit(arguments.max_training_seconds))
     return callbacks
-
-
-def _require_metric(name: str, metrics: Mapping[str, float]) -> None:
-    if name not in metrics:
-        raise ValueError(f"best_metric={name!r} is not among the evaluation's metrics: {', '.join(sorted(metrics))}.")

@@ -22,11 +22,13 @@ from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
+from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_state_for
+from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     DeviceBatch,
     PairLogps,
@@ -113,6 +115,8 @@ class DPOTrainer(Trainer):
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         _warn_of_length(arguments.max_length, policy)
+        if arguments.eval_samples:
+            self._callbacks.append(self._sample_answers())
         self.reference_state: EasyDeLState | None = None
         self._reference_is_start = False
         if arguments.reference_free and reference_model is not None:
@@ -172,6 +176,25 @@ class DPOTrainer(Trainer):
                 logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
         return output
 
+    def run_identity(self) -> dict[str, Any]:
+        """`Trainer.run_identity` with the training data and the reference."""
+        identity = super().run_identity()
+        if isinstance(self.dataloaders.train, PreferenceLoader):
+            identity["train_dataset"] = self.dataloaders.train.identity()
+        if self.reference_state is not None and not self._reference_is_start:
+            identity["reference_model"] = fingerprint(self.reference_state.model)
+        return identity
+
+    def checkpoint_arrays(self) -> dict[str, Any]:
+        """`Trainer.checkpoint_arrays` with the reference where it moves."""
+        arrays = super().checkpoint_arrays()
+        return arrays | {"reference": self.reference_state} if self.arguments.sync_ref_model else arrays
+
+    def restore_arrays(self, arrays: dict[str, Any]) -> None:
+        """Take back what `checkpoint_arrays` gave."""
+        super().restore_arrays(arrays)
+        self.reference_state = arrays.get("reference", self.reference_state)
+
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
@@ -211,6 +234,17 @@ class DPOTrainer(Trainer):
             return batch
         logps = self._score_reference(batch)
         return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
+
+    def _sample_answers(self) -> SampleAnswers:
+        arguments, sets = self.arguments, self.dataloaders.evaluation
+        if not sets:
+            raise ValueError(f"eval_samples={arguments.eval_samples} has no effect without an eval_dataset; give one.")
+        pairs = {
+            name: loader.first_pairs(arguments.eval_samples)
+            for name, loader in sets.items()
+            if isinstance(loader, PreferenceLoader)
+        }
+        return SampleAnswers(pairs, self.processing_class, arguments.eval_sample_tokens)
 
     @property
     def tally(self) -> FaultTally:
