@@ -32,8 +32,13 @@ class ArrowFile(TableFile):
             except pa.ArrowInvalid:
                 mapped.seek(0)
                 return list(pa.ipc.open_stream(mapped))
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{self.label} is neither an Arrow IPC file nor a stream: {error}.") from error
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.label} is neither an Arrow IPC file nor a stream, or it is damaged or was cut short: {error}. "
+                "Fetch or write the file again."
+            ) from error
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -78,7 +83,7 @@ class ParquetFile(TableFile):
         copy = Path(self._folder.name) / "rows.arrow"
         parquet = self._open()
         with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches(batch_size=1024):
+            for batch in self._read(parquet):
                 writer.write_batch(batch)
         return ArrowFile(copy, self.label)
 
@@ -87,6 +92,13 @@ class ParquetFile(TableFile):
             return pa.parquet.ParquetFile(self.path)
         except pa.ArrowInvalid as error:
             raise DataError(f"{self.label} is not a Parquet file: {error}.") from error
+
+    def _read(self, parquet: pa.parquet.ParquetFile, first_group: int = 0) -> Iterator[pa.RecordBatch]:
+        """The rows from a row group on, some at a time."""
+        try:
+            yield from parquet.iter_batches(1024, row_groups=range(first_group, parquet.num_row_groups))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.label} is damaged: {error}. Fetch or write the file again.") from error
 
     def __len__(self) -> int:
         return self._metadata.num_rows
@@ -99,6 +111,5 @@ class ParquetFile(TableFile):
         while group < parquet.num_row_groups and number >= parquet.metadata.row_group(group).num_rows:
             number -= parquet.metadata.row_group(group).num_rows
             group += 1
-        groups = list(range(group, parquet.num_row_groups))
-        rows = (row for batch in parquet.iter_batches(1024, row_groups=groups) for row in batch.to_pylist())
+        rows = (row for batch in self._read(parquet, group) for row in batch.to_pylist())
         return islice(rows, number, None)
