@@ -151,6 +151,7 @@ def _open_datasets(
     sets = run.eval_dataset if isinstance(run.eval_dataset, dict) else {"": run.eval_dataset}
     evaluation = {name: open_rows(files) for name, files in sets.items() if files is not None}
     with refusing(OSError, ValueError):
+        config.check_order(by_number=train.has_random_access)
         transform = PreferenceTransform(tokenizer, **{name: getattr(config, name) for name in DATA_OPTIONS})
         for source in (train, *evaluation.values()):
             check_first_rows(source, transform, config.max_dropped_share)

@@ -1,6 +1,6 @@
 """Rows in, tokenised preference pairs out: sources, the transform, faults, and how to show them."""
 
-from .faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault
+from .faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
 from .files import (
     ArrowSource,
     CompressedJsonLinesSource,
@@ -32,6 +32,7 @@ __all__ = [
     "PreferenceTransform",
     "RowFault",
     "ShardedDataSource",
+    "UnreadableRow",
     "open_source",
     "render_fault",
     "render_pair",

@@ -149,6 +149,11 @@ class PreferenceLoader:
         return len(self._source)
 
     @property
+    def is_stream(self) -> bool:
+        """Whether the rows can only be read in order."""
+        return not self._source.has_random_access
+
+    @property
     def tally(self) -> FaultTally:
         return FaultTally(self._max_dropped_share) if self._latest is None else self._latest.tally
 
@@ -158,7 +163,7 @@ class PreferenceLoader:
 
     def _order(self) -> dict[str, Any]:
         """What the order of the rows depends on."""
-        by_number, shuffled = self._source.has_random_access, self._shuffle_seed is not None
+        by_number, shuffled = not self.is_stream, self._shuffle_seed is not None
         return {
             "rows": len(self._source) if by_number else None,
             "shards": None if by_number else self._source.num_shards(),
@@ -174,7 +179,7 @@ class PreferenceLoader:
     def _outcomes(self) -> grain.IterDataset:
         """Every row's outcome, in order; rows are transformed ahead on threads."""
         rows_ahead = ROWS_AHEAD_IN_BATCHES * self._batch_size
-        if not self._source.has_random_access:
+        if self.is_stream:
             rows = stream_rows(
                 self._source,
                 num_epochs=self._num_epochs,

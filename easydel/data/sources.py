@@ -18,8 +18,11 @@ Row: TypeAlias = dict[str, Any]
 class ShardedDataSource(ABC):
     """Rows in an order, in one or more named shards.
 
-    A source of one's own needs `shard_names` and `open_shard`. Where rows can be fetched by number it also gives
-    `shard_length` and `read_row`; then `len(source)` and `source[i]` work, and training can shuffle.
+    A source of one's own needs `shard_names` and `open_shard`; it may be opened any number of times, and gives the
+    same rows each time. Where rows can be fetched by number it also gives `shard_length`, `read_row` and
+    `has_random_access`; then `len(source)` and `source[i]` work, and training can shuffle all rows. A row that cannot
+    be read raises `UnreadableRow` from an iterator that goes on behind it (a generator would end); it is then dropped
+    and counted, and any other error stops the run.
     """
 
     @property

@@ -150,18 +150,19 @@ class CsvFile(_RecordFile):
         return next(csv.reader([record.decode().rstrip("\r\n")], delimiter=delimiter), [])
 
     def _parse(self, number: int, record: bytes) -> Row:
+        header = self._header
         try:
             fields = self._fields(record)
         except (ValueError, csv.Error) as error:
             raise UnreadableRow(
                 f"{self.label}, line {self.line_number(number)} cannot be read: {error}. Mend or remove the line."
             ) from error
-        if len(fields) != len(self._header):
+        if len(fields) != len(header):
             raise UnreadableRow(
                 f"{self.label}, line {self.line_number(number)} has {len(fields)} fields, expected the "
-                f"{len(self._header)} of the header. A field with quotes in it must be quoted, and its quotes doubled."
+                f"{len(header)} of the header. A field with quotes in it must be quoted, and its quotes doubled."
             )
-        return dict(zip(self._header, fields, strict=True))
+        return dict(zip(header, fields, strict=True))
 
 
 def _long_fields(record: bytes, delimiter: str) -> list[str]:
