@@ -10,6 +10,7 @@ from .files import (
     ParquetSource,
 )
 from .huggingface import HuggingFaceSource
+from .mixture import MixtureSource
 from .open_source import open_source
 from .preference import PreferencePair, PreferenceTransform
 from .show import render_fault, render_pair
@@ -27,6 +28,7 @@ __all__ = [
     "HuggingFaceSource",
     "JsonLinesSource",
     "JsonSource",
+    "MixtureSource",
     "ParquetSource",
     "PreferencePair",
     "PreferenceTransform",

@@ -36,16 +36,7 @@ class ShardedDataSource(ABC):
 
     def open_shard_at_row(self, name: str, row: int) -> Iterator[Row]:
         """The rows of a shard from number `row` on, counted from 0."""
-        rows = iter(self.open_shard(name))
-        # Not islice: that would end at a row that cannot be read.
-        for _ in range(row):
-            try:
-                next(rows)
-            except UnreadableRow:
-                continue
-            except StopIteration:
-                break
-        return rows
+        return skip_rows(iter(self.open_shard(name)), row)
 
     def shard_length(self, name: str) -> int | None:
         """How many rows a shard holds; None where only reading it to the end would tell."""
@@ -242,6 +233,18 @@ class _Streamed(_View):
 
     def label(self, name: str) -> str:
         return f"{self._source.label(name)} (filtered or transformed)"
+
+
+def skip_rows(rows: Iterator[Row], number: int) -> Iterator[Row]:
+    """The rows behind the first `number`; those that cannot be read count too, at which `islice` would end."""
+    for _ in range(number):
+        try:
+            next(rows)
+        except UnreadableRow:
+            continue
+        except StopIteration:
+            break
+    return rows
 
 
 def _in_one_go(function: Callable[[Iterator[Row]], Iterable[Row]], rows: Iterator[Row]) -> Iterator[Row]:
