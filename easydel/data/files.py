@@ -102,7 +102,7 @@ class CsvSource(FileSource):
 
 
 class ParquetSource(FileSource):
-    """Parquet files; the first access by number makes a temporary Arrow copy of the file."""
+    """Parquet files; the first access by number to a row group makes a temporary Arrow copy of it."""
 
     file_type = ParquetFile
 
