@@ -38,6 +38,10 @@ class DataError(ValueError):
     """The data cannot be trained on as it is; the message says which rows, why, and what to change."""
 
 
+class UnreadableRow(DataError):
+    """One row cannot be read; those after it can be, from the same iterator."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowFault:
     """Why one row cannot become a preference pair.
@@ -75,6 +79,11 @@ class BadRow(Exception):
 def empty_completion(field: str, found: str) -> BadRow:
     """The fault of a completion without text; `found` says how it is empty."""
     return BadRow(field, "empty completion", f"{found}. Give the answer's text, or remove the row.")
+
+
+def unreadable(error: UnreadableRow, index: int) -> RowFault:
+    """The fault of a row that a source could not read."""
+    return RowFault(index, "row", "unreadable row", str(error))
 
 
 def describe(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -42,10 +43,11 @@ def data_identity(source: ShardedDataSource, transform: Transform) -> dict[str, 
 
 def _some_rows(source: ShardedDataSource) -> Iterator[tuple[int, Row | None]]:
     if not source.has_random_access:
-        yield from enumerate(itertools.islice(source, ROWS))
+        with contextlib.suppress(DataError):  # reported when its turn comes
+            yield from enumerate(itertools.islice(source, ROWS))
         return
     for index in sorted(set(np.linspace(0, len(source) - 1, ROWS).astype(int).tolist())):
         try:
             yield index, source[index]
-        except DataError:  # counted and reported when its turn comes
+        except DataError:  # reported when its turn comes
             yield index, None

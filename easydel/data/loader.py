@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 
-from .faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault
+from .ahead import MapAhead
+from .faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault, UnreadableRow, unreadable
 from .identity import data_identity
 from .outcomes import GoodPairs, Outcome, Transform
 from .packing import Batch
 from .preference import PreferencePair
 from .sources import ShardedDataSource
+from .stream import StreamedRow, stream_rows
 
 # Rows are transformed this many batches ahead of the one being packed, on this many threads.
 ROWS_AHEAD_IN_BATCHES = 2
@@ -77,12 +78,14 @@ class PreferenceLoader:
     It can be iterated any number of times; each pass counts its rows anew.
 
     Args:
-      source: rows with a known length and random access.
+      source: rows, by number or in order only.
       transform: row and its index -> pair, or the fault that keeps it from becoming one.
       collate: pairs -> batch.
       batch_size: pairs a batch; the last one may hold fewer.
       max_dropped_share: largest share of rows, 0 to 1, that may be dropped.
-      shuffle_seed: a different order each epoch, the same in every run with this seed; None keeps the file's order.
+      shuffle_seed: a different order each epoch, the same in every run with this seed; None keeps the data's order.
+      shuffle_buffer_size: rows within which a source that can only be read in order is shuffled; its shards are
+        shuffled besides. With access by number, all rows are shuffled.
       num_epochs: passes over the data in one iteration; batches run on across the end of an epoch.
 
     Attributes:
@@ -103,6 +106,7 @@ class PreferenceLoader:
         batch_size: int,
         max_dropped_share: float,
         shuffle_seed: int | None = None,
+        shuffle_buffer_size: int = 10_000,
         num_epochs: int = 1,
     ):
         self._source = source
@@ -110,6 +114,7 @@ class PreferenceLoader:
         self._collate = collate
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
+        self._shuffle_buffer_size = shuffle_buffer_size
         self._num_epochs = num_epochs
         self._max_dropped_share = max_dropped_share
         self._latest: BatchIterator | None = None
@@ -137,8 +142,17 @@ class PreferenceLoader:
         return self._latest
 
     def __len__(self) -> int:
-        """Rows of the data, good and bad."""
+        """Rows of the data, good and bad.
+
+        Raises:
+          TypeError: the data can only be read in order, so nobody knows.
+        """
         return len(self._source)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the rows can only be read in order."""
+        return not self._source.has_random_access
 
     @property
     def tally(self) -> FaultTally:
@@ -159,7 +173,13 @@ class PreferenceLoader:
 
     def _order(self) -> dict[str, Any]:
         """What the order of the rows depends on."""
-        return {"rows": len(self._source), "shuffle_seed": self._shuffle_seed}
+        by_number, shuffled = not self.is_stream, self._shuffle_seed is not None
+        return {
+            "rows": len(self._source) if by_number else None,
+            "shards": None if by_number else self._source.num_shards(),
+            "shuffle_seed": self._shuffle_seed,
+            "shuffle_buffer_size": self._shuffle_buffer_size if shuffled and not by_number else None,
+        }
 
     def _pipeline(self, tally: FaultTally) -> grain.IterDataset:
         pairs = GoodPairs(self._outcomes(), tally)
@@ -167,23 +187,40 @@ class PreferenceLoader:
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=PACKED_BATCHES_AHEAD)
 
     def _outcomes(self) -> grain.IterDataset:
-        """Every row's outcome, by number: the row is fetched and transformed on a thread."""
-        rows = len(self._source)
-        indices = grain.MapDataset.range(rows)
+        """Every row's outcome, in order; rows are transformed ahead on threads."""
+        rows_ahead = ROWS_AHEAD_IN_BATCHES * self._batch_size
+        if self.is_stream:
+            rows = stream_rows(
+                self._source,
+                num_epochs=self._num_epochs,
+                shuffle_seed=self._shuffle_seed,
+                buffer_size=self._shuffle_buffer_size,
+            )
+            return MapAhead(rows, self._streamed_outcome, num_threads=THREADS, buffer_size=rows_ahead)
+        length = len(self._source)
+        indices = grain.MapDataset.range(length)
         if self._shuffle_seed is not None:
             indices = indices.shuffle(seed=self._shuffle_seed)
         outcomes = indices.repeat(self._num_epochs).map_with_index(
-            lambda number, index: self._outcome(number // rows, int(index))
+            lambda number, index: self._outcome(number // length, int(index))
         )
-        ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=ROWS_AHEAD_IN_BATCHES * self._batch_size)
-        return outcomes.to_iter_dataset(ahead)
+        return outcomes.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=rows_ahead))
 
     def _outcome(self, epoch: int, index: int) -> Outcome:
+        """A row that is fetched by number."""
         try:
             result = self._transform(self._source[index], index)
-        except DataError as error:
-            result = RowFault(index, "row", "unreadable row", str(error))
+        except UnreadableRow as error:
+            result = unreadable(error, index)
         return Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
+
+    def _streamed_outcome(self, row: StreamedRow) -> Outcome:
+        if isinstance(row.content, UnreadableRow):
+            result: PreferencePair | RowFault = unreadable(row.content, row.number)
+        else:
+            result = self._transform(row.content, row.number)
+        is_bad = isinstance(result, RowFault)
+        return Outcome(result, row.epoch, self._source.locate_in(row.shard, row.row) if is_bad else "")
 
 
 def check_first_rows(source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16) -> None:
@@ -194,8 +231,14 @@ def check_first_rows(source: ShardedDataSource, transform: Transform, max_droppe
     """
     is_whole = source.has_random_access and len(source) <= MINIMUM_ROWS_TO_JUDGE
     tally = FaultTally(max_dropped_share if is_whole else 1.0)
-    for index, row in enumerate(source if is_whole else itertools.islice(source, rows)):
-        result = transform(row, index)
+    first = iter(source)
+    for index in range(len(source) if is_whole else rows):
+        try:
+            result = transform(next(first), index)
+        except StopIteration:
+            break
+        except UnreadableRow as error:
+            result = unreadable(error, index)
         if isinstance(result, RowFault):
             tally.record(result, source.locate(index))
         else:

@@ -46,6 +46,8 @@ class TrainingArguments:
     """A different order of rows each epoch; False keeps the file's order."""
     shuffle_seed_train: int = 64871
     """Seed of that order."""
+    shuffle_buffer_size: int = 10_000
+    """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
     max_dropped_share: float = 0.05
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
 
@@ -89,6 +91,7 @@ class TrainingArguments:
             "num_train_epochs",
             "log_steps",
             "max_nonfinite_steps",
+            "shuffle_buffer_size",
         ):
             require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
         for field in (
@@ -107,6 +110,13 @@ class TrainingArguments:
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "a whole number of at least 0")
         require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
         require(0 <= self.max_dropped_share <= 1, "max_dropped_share", self.max_dropped_share, "a share from 0 to 1")
+        require(
+            0 <= self.shuffle_seed_train < 2**32,
+            "shuffle_seed_train",
+            self.shuffle_seed_train,
+            "a whole number from 0 to 4294967295",
+        )
+        self._check_shuffling()
         require(bool(self.model_name), "model_name", self.model_name, "a folder name")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
@@ -157,4 +167,31 @@ class TrainingArguments:
             raise ValueError(
                 f"best_metric={self.best_metric!r} rates a checkpoint by the evaluation at its step, but "
                 f"save_steps={self.save_steps} is no multiple of evaluation_steps={self.evaluation_steps}."
+            )
+
+    def _check_shuffling(self) -> None:
+        if self.shuffle_train_dataset:
+            return
+        for field in ("shuffle_seed_train", "shuffle_buffer_size"):
+            default = type(self).__dataclass_fields__[field].default
+            if getattr(self, field) != default:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} has no effect with shuffle_train_dataset=False; leave it at "
+                    f"{default} or set shuffle_train_dataset=True."
+                )
+
+    def check_order(self, *, by_number: bool) -> None:
+        """Refuse options that do not go with a training set that can, or cannot, be read by number.
+
+        Raises:
+          ValueError: a stream without `max_training_steps`, or a window for data that is shuffled whole.
+        """
+        if not by_number and self.max_training_steps is None:
+            raise ValueError(
+                "the training set can only be read in order, so its number of rows is unknown; set max_training_steps."
+            )
+        if by_number and self.shuffle_buffer_size != type(self).__dataclass_fields__["shuffle_buffer_size"].default:
+            raise ValueError(
+                f"shuffle_buffer_size={self.shuffle_buffer_size} has no effect: the training set can be read by "
+                "number, so it is shuffled whole. Leave it out."
             )

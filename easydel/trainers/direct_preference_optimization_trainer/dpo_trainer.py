@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
-from easydel.data.faults import DataError, FaultTally
+from easydel.data.faults import FaultTally
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
 from easydel.data.packing import Batch, PackingLayout
@@ -144,10 +144,13 @@ class DPOTrainer(Trainer):
                 self._train_dataset,
                 batch_size=arguments.total_batch_size,
                 shuffle_seed=arguments.shuffle_seed_train if arguments.shuffle_train_dataset else None,
+                shuffle_buffer_size=arguments.shuffle_buffer_size,
                 num_epochs=arguments.num_train_epochs,
             )
-            steps = -(-len(train) * arguments.num_train_epochs // arguments.total_batch_size)
-            steps_per_epoch = len(train) / arguments.total_batch_size
+            arguments.check_order(by_number=not train.is_stream)
+            if not train.is_stream:
+                steps = -(-len(train) * arguments.num_train_epochs // arguments.total_batch_size)
+                steps_per_epoch = len(train) / arguments.total_batch_size
         sets = self._eval_dataset if isinstance(self._eval_dataset, Mapping) else {"": self._eval_dataset}
         evaluation = {name: self.evaluation_loader(data) for name, data in sets.items() if data is not None}
         return TrainerConfigureDataloaderOutput(train, evaluation, steps, steps_per_epoch)
@@ -159,11 +162,6 @@ class DPOTrainer(Trainer):
     def _loader(self, dataset: PreferenceData, **order: Any) -> PreferenceLoader:
         source: ShardedDataSource
         source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
-        if not source.has_random_access:
-            raise DataError(
-                "the data can only be read in order, so it cannot be shuffled or counted: give an uncompressed file "
-                "or a datasets.Dataset."
-            )
         share, transform = self.arguments.max_dropped_share, self._transform()
         check_first_rows(source, transform, share)
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
