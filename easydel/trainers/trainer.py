@@ -21,8 +21,10 @@ from easydel.infra.device import peak_flops
 from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import load_arrays
+from easydel.infra.trainable import copy_trainable
 from easydel.trainers.callbacks import LogLine, TrainerCallback
 from easydel.trainers.checkpoints import ARRAYS, Checkpoints, latest_checkpoint, read_notes
+from easydel.trainers.compiled_step import compile_training_step
 from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
@@ -171,12 +173,31 @@ class Trainer(abc.ABC):
     # Set-up.
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
-        """The state to train, on its mesh, in buffers of its own."""
-        policy = model.model if isinstance(model, EasyDeLState) else model
-        # A copy, so that no update touches the caller's buffers.
-        policy = jax.tree.map(lambda array: array.copy(), policy.shard(self.mesh))
+        """The state to train, on its mesh, trained parameters in buffers of their own."""
+        policy = self._with_adapters(model.model if isinstance(model, EasyDeLState) else model)
+        # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
+        policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
         return jax.device_put(state, tree_shardings(state, policy.partition_rules, self.mesh))
+
+    def _with_adapters(self, model: EasyDeLBaseModule) -> EasyDeLBaseModule:
+        """The model with the adapters that the options ask for."""
+        arguments = self.arguments
+        if arguments.lora_rank is None:
+            return model
+        if model.has_lora:
+            raise ValueError(
+                f"lora_rank={arguments.lora_rank}, but the model has adapters already: leave lora_rank out to train "
+                "those, or pass model.merge_lora() to train new ones on top of them."
+            )
+        return model.apply_lora_to_layers(
+            arguments.lora_rank,
+            arguments.lora_alpha,
+            arguments.lora_pattern,
+            dropout=arguments.lora_dropout,
+            use_rslora=arguments.use_rslora,
+            seed=arguments.lora_seed,
+        )
 
     def _plan_steps(self) -> int:
         """Updates the run is expected to make."""
@@ -196,7 +217,7 @@ class Trainer(abc.ABC):
         enable_compilation_cache()
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
-            sharded_training_step_function=jax.jit(train, donate_argnums=0, out_shardings=(self.state.shardings, None)),
+            sharded_training_step_function=compile_training_step(train, self.state.shardings),
             sharded_evaluation_step_function=jax.jit(evaluate),
             mesh=self.mesh,
             checkpoint_manager=self.checkpoints,
@@ -451,8 +472,16 @@ class Trainer(abc.ABC):
         return results
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as trained so far and its tokenizer as a Hugging Face folder."""
+        """Write the model as trained so far, adapters merged, and its tokenizer as a Hugging Face folder."""
         self.model.save_pretrained(folder)
+        self._save_tokenizer(folder)
+
+    def save_adapter(self, folder: str | Path, **options: Any) -> None:
+        """Write the adapters as trained so far and the tokenizer; `options` are those of the model's `save_adapter`."""
+        self.model.save_adapter(folder, **options)
+        self._save_tokenizer(folder)
+
+    def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 

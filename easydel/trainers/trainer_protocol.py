@@ -65,7 +65,8 @@ class TrainerConfigureFunctionOutput:
     """Compiled steps and what they run on.
 
     Attributes:
-      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up.
+      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up, but for
+        parameters that are not trained.
       sharded_evaluation_step_function: ``(state, batch) -> metrics``.
       mesh: the devices.
       checkpoint_manager: writes checkpoints, or None when the run keeps none.

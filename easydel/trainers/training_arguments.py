@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 from easydel.trainers.field_checks import check_types, require
 
 Tracker = Literal["tensorboard"]
+# What only an adapter honours.
+LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lora_seed")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,6 +53,19 @@ class TrainingArguments:
     """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
     max_dropped_share: float = 0.05
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
+
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank and leave the weights as they are (LoRA); none trains all weights."""
+    lora_alpha: float | None = None
+    """The adapters' output is scaled by lora_alpha / lora_rank; none takes twice the rank."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs that a training step leaves out."""
+    lora_pattern: str | None = None
+    """Layers that get adapters, a regular expression such as "q_proj|v_proj"; none takes all of the decoder layers."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
+    lora_seed: int = 0
+    """Seed of the adapters' start and of their dropout."""
 
     gradient_checkpointing: bool = True
     """Keep one activation a layer and rebuild the rest in the backward pass; less memory, a little more time."""
@@ -118,6 +134,7 @@ class TrainingArguments:
         )
         self._check_shuffling()
         require(bool(self.model_name), "model_name", self.model_name, "a folder name")
+        self._check_lora()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio} both set the warm-up; "
@@ -195,3 +212,23 @@ class TrainingArguments:
                 f"shuffle_buffer_size={self.shuffle_buffer_size} has no effect: the training set can be read by "
                 "number, so it is shuffled whole. Leave it out."
             )
+
+    def _check_lora(self) -> None:
+        rank, alpha = self.lora_rank, self.lora_alpha
+        require(rank is None or rank >= 1, "lora_rank", rank, "None or a whole number of at least 1")
+        require(alpha is None or alpha > 0, "lora_alpha", alpha, "None or a number above 0")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
+        require(self.lora_seed >= 0, "lora_seed", self.lora_seed, "a whole number of at least 0")
+        try:
+            re.compile(self.lora_pattern or "")
+        except re.error as error:
+            raise ValueError(f"lora_pattern={self.lora_pattern!r} is no regular expression: {error}.") from error
+        if rank is not None:
+            return
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in LORA_OPTIONS and value != field.default:
+                raise ValueError(
+                    f"{field.name}={value!r} has no effect with lora_rank=None, which trains all weights; set "
+                    f"lora_rank, for example to 16, or leave {field.name} at {field.default!r}."
+                )

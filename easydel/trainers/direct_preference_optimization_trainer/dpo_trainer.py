@@ -70,7 +70,8 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: the tokenizer.
-      reference_state: the frozen reference; None when the run is reference-free.
+      reference_state: the frozen reference; None when the run is reference-free, and when it is the policy with
+        adapters off.
       padding_value: token id that fills rows.
 
     Raises:
@@ -122,7 +123,9 @@ class DPOTrainer(Trainer):
         if arguments.reference_free and reference_model is not None:
             raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
         if not arguments.reference_free:
-            self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
+            self.reference_state, self._reference_is_start = reference_state_for(
+                policy, reference_model, self.mesh, self.model
+            )
         self._score = jax.jit(
             functools.partial(
                 score_in_micro_batches,
@@ -212,7 +215,12 @@ class DPOTrainer(Trainer):
             "micro_batches": arguments.gradient_accumulation_steps,
         }
         return (
-            functools.partial(training_step, remat=arguments.gradient_checkpointing, **shared),
+            functools.partial(
+                training_step,
+                remat=arguments.gradient_checkpointing,
+                dropout_seed=arguments.lora_seed,
+                **shared,
+            ),
             functools.partial(evaluation_step, **shared),
         )
 
@@ -230,7 +238,7 @@ class DPOTrainer(Trainer):
                     "ref_rejected_logps; drop the columns or set reference_free=False."
                 )
             return batch
-        logps = self._score_reference(batch)
+        logps = self._score_reference(state, batch)
         return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
 
     def _sample_answers(self) -> SampleAnswers:
@@ -263,9 +271,8 @@ class DPOTrainer(Trainer):
         """
         arguments = self.arguments
         if arguments.sync_ref_model and step % arguments.ref_model_sync_steps == 0:
-            assert self.reference_state is not None  # DPOConfig refuses a sync without a reference
-            mixed = mix(state.model, self.reference_state.model, arguments.ref_model_mixup_alpha)
-            self.reference_state = self.reference_state.replace(model=mixed)
+            mixed = mix(state.model, self._reference_model(state), arguments.ref_model_mixup_alpha)
+            self.reference_state = EasyDeLState.create(mixed)
         return state, metrics
 
     def compute_reference_log_probs(
@@ -274,16 +281,15 @@ class DPOTrainer(Trainer):
         """Summed log-probabilities of a batch's completions under the reference, in nats, float32.
 
         Args:
-          state: part of the documented signature; the reference is `reference_state`.
+          state: its model with adapters off is the reference where there is no `reference_state`; else not used.
           padded_batch: a batch of this trainer's collate functions.
 
         Returns:
           ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
         """
-        del state
         batch = put_batch({key: np.asarray(value) for key, value in padded_batch.items()}, self.mesh)
         with jax.set_mesh(self.mesh):
-            logps = self._score_reference(batch)
+            logps = self._score_reference(state, batch)
         order = np.asarray(padded_batch["pair_order"])
         places = np.argsort(order[order >= 0])
         sides = (logps.chosen, logps.rejected)
@@ -353,11 +359,15 @@ class DPOTrainer(Trainer):
         """Tokens, padding and lengths of a batch."""
         return describe_batch(batch, self.state.model)
 
-    def _score_reference(self, batch: DeviceBatch) -> PairLogps:
-        if self.reference_state is None:
+    def _score_reference(self, state: EasyDeLState, batch: DeviceBatch) -> PairLogps:
+        if self.arguments.reference_free:
             zeros = jnp.zeros(batch["pair_mask"].shape, jnp.float32)
             return PairLogps(zeros, zeros)
-        return self._score(self.reference_state.model, batch)
+        return self._score(self._reference_model(state), batch)
+
+    def _reference_model(self, state: EasyDeLState) -> EasyDeLBaseModule:
+        """The frozen reference or, where none is kept, the policy with adapters off."""
+        return state.model.without_lora() if self.reference_state is None else self.reference_state.model
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:
         arguments = self.arguments
