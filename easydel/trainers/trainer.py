@@ -110,9 +110,9 @@ class Trainer(abc.ABC):
     def evaluation_loader(self, dataset: Any) -> BatchLoader:
         """Batches of a set that was not given at construction."""
 
-    def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
+    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
         """Add to a batch on the device what the step needs besides; called before every step."""
-        return batch
+        return device_batch
 
     def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
         """Hook before update number `step` (from 1)."""
@@ -202,7 +202,7 @@ class Trainer(abc.ABC):
                 self.evaluate()
             log = TrainingLog(arguments.log_steps, arguments.max_nonfinite_steps, self._log_window)
             for step, (batch, device_batch) in enumerate(self._training_batches(), start=1):
-                metrics, is_nonfinite = self._update(device_batch, step)
+                metrics, is_nonfinite = self._update(batch, device_batch, step)
                 log.add(step, metrics, is_nonfinite, self.batch_statistics(batch))
                 self._notify("on_step_end", step)
                 if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
@@ -224,15 +224,15 @@ class Trainer(abc.ABC):
         assert self.dataloaders.train is not None
         return self._on_device(itertools.islice(self.dataloaders.train, self.total_steps))
 
-    def _update(self, batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
+    def _update(self, batch: Batch, device_batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
         """One update between its two hooks: the metrics to log, and whether it had to be skipped."""
         state = self.on_step_start(self.state, step)
         with jax.set_mesh(self.mesh):
-            prepared = self.prepare_batch(state, batch)
+            prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
         is_nonfinite = metrics.pop("nonfinite")
         if step == 1 and not is_nonfinite:
-            self.check_first_step(batch, jax.device_get(metrics))
+            self.check_first_step(device_batch, jax.device_get(metrics))
         self.state, metrics = self.on_step_end(self.state, metrics, step)
         return metrics, is_nonfinite
 
@@ -256,7 +256,7 @@ class Trainer(abc.ABC):
             with jax.set_mesh(self.mesh):
                 for batch, device_batch in self._on_device(loader):
                     statistics = self.batch_statistics(batch)
-                    metrics = evaluation_step(self.state, self.prepare_batch(self.state, device_batch))
+                    metrics = evaluation_step(self.state, self.prepare_batch(self.state, batch, device_batch))
                     means.add(metrics | statistics.means, statistics.examples)
                     examples += statistics.examples
             numbers = means.means() | loader.counters()

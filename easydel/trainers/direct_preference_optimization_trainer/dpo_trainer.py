@@ -18,6 +18,7 @@ from easydel.data.faults import DataError, FaultTally, RowFault
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
 from easydel.data.packing import Batch, PackingLayout, pack
+from easydel.data.pair_keys import slot_keys
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
@@ -26,19 +27,16 @@ from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_state_for
-from easydel.trainers.direct_preference_optimization_trainer.scoring import (
-    DeviceBatch,
-    PairLogps,
-    ScoringOptions,
-    score_in_micro_batches,
-)
+from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
+from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for
+from easydel.trainers.direct_preference_optimization_trainer.reference_scorer import ReferenceScorer
+from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch, ScoringOptions
+from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import (
     BatchStatistics,
-    SelfCheckError,
     TrainerConfigureDataloaderOutput,
     TrainerOutput,
 )
@@ -46,10 +44,6 @@ from easydel.trainers.trainer_protocol import (
 logger = logging.getLogger("easydel")
 
 PreferenceData = Dataset | IterableDataset | ShardedDataSource
-# Nats, and a share of the log-probs' size. Policy and reference run the same arithmetic on the same batch, but in two
-# compiled programs: the compiler may fuse, and in bfloat16 round, in different places.
-FIRST_STEP_TOLERANCE = 1e-3
-FIRST_STEP_RELATIVE_TOLERANCE = {"float32": 1e-6, "bfloat16": 5e-4}
 
 
 class DPOTrainer(Trainer):
@@ -68,7 +62,8 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: the tokenizer.
-      reference_state: the frozen reference; None when the run is reference-free.
+      reference_state: the frozen reference; None when the run is reference-free, or no longer needs it because its
+        log-probs were precomputed.
       padding_value: token id that fills rows.
 
     Raises:
@@ -113,22 +108,29 @@ class DPOTrainer(Trainer):
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         _warn_of_length(arguments.max_length, policy)
-        self.reference_state: EasyDeLState | None = None
-        self._reference_is_start = False
         if arguments.reference_free and reference_model is not None:
             raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
-        if not arguments.reference_free:
-            self.reference_state, self._reference_is_start = reference_state_for(policy, reference_model, self.mesh)
-        self._score = jax.jit(
-            functools.partial(
-                score_in_micro_batches,
-                options=ScoringOptions(arguments.ld_alpha),
-                micro_batches=arguments.gradient_accumulation_steps,
-            )
+        self._reference = ReferenceScorer(
+            None if arguments.reference_free else reference_for(policy, reference_model, self.mesh),
+            self.mesh,
+            ld_alpha=arguments.ld_alpha,
+            micro_batches=arguments.gradient_accumulation_steps,
+            is_cached=not arguments.sync_ref_model,
         )
 
+    @property
+    def reference_state(self) -> EasyDeLState | None:
+        return self._reference.state
+
+    @reference_state.setter
+    def reference_state(self, state: EasyDeLState) -> None:
+        self._reference.state = state
+
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
-        """Lazy loaders for the training and evaluation sets; a few rows are looked at, the rest when iterated.
+        """Lazy loaders for the training and evaluation sets, with optional precomputed reference log-probs.
+
+        A few rows are looked at, the rest when iterated. Ready-made log-probs come with the batches; with
+        ``precompute_ref_log_probs`` `train` first runs all that these loaders deliver through the reference.
 
         Raises:
           DataError: the first rows cannot be used.
@@ -166,11 +168,22 @@ class DPOTrainer(Trainer):
 
     def train(self) -> TrainerOutput:
         """`Trainer.train`; at its end, says which rows were dropped and why."""
-        output = super().train()
+        arguments = self.arguments
+        if arguments.precompute_ref_log_probs and self.dataloaders.train is not None:
+            sets = data_of_run(self.dataloaders, self.total_steps, do_eval=arguments.do_eval is not False)
+            with jax.set_mesh(self.mesh):
+                precompute(self._reference, sets, self._on_device, show_progress=arguments.progress_bar)
+        with self._reference.settled():
+            output = super().train()
         for name, loader in {"train_dataset": self.dataloaders.train, **self.dataloaders.evaluation}.items():
             if isinstance(loader, PreferenceLoader) and loader.tally.dropped:
                 logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
         return output
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """`Trainer.evaluate`; log-probs of the reference that are new are kept for the next time."""
+        with self._reference.settled():
+            return super().evaluate(dataset)
 
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
@@ -195,8 +208,10 @@ class DPOTrainer(Trainer):
             functools.partial(evaluation_step, **shared),
         )
 
-    def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
+    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
         """Add the reference's log-probs where the data did not bring them."""
+        # The step must not tell hits from misses: each other structure of a batch would be compiled anew.
+        prepared = {name: value for name, value in device_batch.items() if name != "pair_keys"}
         if "ref_chosen_logps" in batch:
             if self.arguments.sync_ref_model:
                 raise ValueError(
@@ -208,9 +223,9 @@ class DPOTrainer(Trainer):
                     "reference_free=True counts the reference as 0, but the data brings ref_chosen_logps and "
                     "ref_rejected_logps; drop the columns or set reference_free=False."
                 )
-            return batch
-        logps = self._score_reference(batch)
-        return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
+            return prepared
+        chosen, rejected = self._reference(batch, device_batch)
+        return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     @property
     def tally(self) -> FaultTally:
@@ -242,19 +257,18 @@ class DPOTrainer(Trainer):
         """Summed log-probabilities of a batch's completions under the reference, in nats, float32.
 
         Args:
-          state: part of the documented signature; the reference is `reference_state`.
+          state: part of the documented signature; the reference is the trainer's own.
           padded_batch: a batch of this trainer's collate functions.
 
         Returns:
           ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
         """
         del state
-        batch = put_batch({key: np.asarray(value) for key, value in padded_batch.items()}, self.mesh)
-        with jax.set_mesh(self.mesh):
-            logps = self._score_reference(batch)
-        order = np.asarray(padded_batch["pair_order"])
+        batch = {key: np.asarray(value) for key, value in padded_batch.items()}
+        with self._reference.settled(), jax.set_mesh(self.mesh):
+            sides = self._reference(batch, put_batch(batch, self.mesh))
+        order = batch["pair_order"]
         places = np.argsort(order[order >= 0])
-        sides = (logps.chosen, logps.rejected)
         chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in sides)
         return chosen, rejected
 
@@ -306,27 +320,15 @@ class DPOTrainer(Trainer):
         Raises:
           SelfCheckError: policy and reference are scored differently.
         """
-        if not self._reference_is_start or "ref_chosen_logps" in batch:
+        if not self._reference.is_start or "ref_chosen_logps" in batch:
             return
-        margin = float(metrics["rewards/margins"]) / self.arguments.beta
-        size = abs(float(metrics["logps/chosen"])) + abs(float(metrics["logps/rejected"]))
-        tolerance = FIRST_STEP_TOLERANCE + FIRST_STEP_RELATIVE_TOLERANCE[str(self.model.dtype)] * size
-        if not abs(margin) <= tolerance:
-            raise SelfCheckError(
-                "self-check failed: policy and reference are the same model before the first update, but their "
-                f"log-ratio margin is {margin:.3g} nats, not 0 within {tolerance:.1g} "
-                f"(loss {float(metrics['loss']):.6f})."
-            )
+        check_margin_at_start(
+            metrics, beta=self.arguments.beta, dtype=self.model.dtype, advice=self._reference.advice()
+        )
 
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
         """Tokens, padding and lengths of a batch."""
         return describe_batch(batch, self.state.model)
-
-    def _score_reference(self, batch: DeviceBatch) -> PairLogps:
-        if self.reference_state is None:
-            zeros = jnp.zeros(batch["pair_mask"].shape, jnp.float32)
-            return PairLogps(zeros, zeros)
-        return self._score(self.reference_state.model, batch)
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:
         arguments = self.arguments
@@ -341,6 +343,11 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
+        batch = self._collate_tokens(pairs)
+        # Without it a collate function of the caller's own leaves open which pair went where.
+        return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
+
+    def _collate_tokens(self, pairs: Sequence[PreferencePair]) -> Batch:
         vocabulary = self.model.config.vocab_size
         for pair in pairs:
             largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
