@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tiny programs run once: compiling them is most of the suite's time, and half of that is LLVM's optimiser.
@@ -24,6 +25,19 @@ from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
 from easydel.modules.llama import LlamaForCausalLM
 
 VOCABULARY = 64
+
+# No test touches the user's own cache; each has one of its own, so that none profits from what another one kept.
+USERS_CACHE = os.environ.get("XDG_CACHE_HOME")
+_session_cache = tempfile.TemporaryDirectory(prefix="easydel-tests-")
+os.environ["XDG_CACHE_HOME"] = _session_cache.name
+
+
+@pytest.fixture(autouse=True)
+def cache_of_this_test(tmp_path_factory, monkeypatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
 
 # Every trainer compiles its steps anew; in a test session most of them are the same program.
 _compiled = tempfile.TemporaryDirectory(prefix="easydel-tests-")
@@ -131,7 +145,13 @@ def rows() -> list[dict]:
 def smollm2():
     """The real SmolLM2-135M-Instruct and its tokenizer."""
     try:
-        path = smollm2_135m_instruct()
+        with pytest.MonkeyPatch.context() as patch:
+            # A download of 90 MB is worth keeping.
+            if USERS_CACHE is None:
+                patch.delenv("XDG_CACHE_HOME")
+            else:
+                patch.setenv("XDG_CACHE_HOME", USERS_CACHE)
+            path = smollm2_135m_instruct()
         model = LlamaForCausalLM.from_pretrained(path, dtype=jnp.float32)
     except (DownloadError, ImportError) as error:
         pytest.skip(f"SmolLM2 cannot be had here: {error}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import track as rich_track
 
 from easydel.trainers.callbacks import LogLine, TrainerCallback
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 10.0
+
+Item = TypeVar("Item")
 
 
 class ProgressReporter(TrainerCallback):
@@ -76,6 +80,23 @@ class ProgressReporter(TrainerCallback):
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def track(items: Iterable[Item], label: str, total: int | None, console: Console | None = None) -> Iterator[Item]:
+    """The items as they are, with a bar on a terminal or lines now and then in a log; `total` None is unknown."""
+    console = console or Console(stderr=True)
+    last_line = time.monotonic()
+    of = "" if total is None else f"/{total}"
+    if console.is_terminal:
+        yield from rich_track(items, label, total, console=console)
+        return
+    number = 0
+    for number, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            console.print(f"{label}  {number}{of} batches", highlight=False, soft_wrap=True)
+    console.print(f"{label}  {number} batches, done", highlight=False, soft_wrap=True)
 
 
 def _numbers(line: LogLine, names: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from easydel.infra.device import peak_flops
 from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import load_arrays
-from easydel.infra.trainable import copy_trainable
+from easydel.infra.trainable import copy_trainable, join, split_trainable
 from easydel.trainers.callbacks import LogLine, TrainerCallback
 from easydel.trainers.checkpoints import ARRAYS, Checkpoints, latest_checkpoint, read_notes
 from easydel.trainers.compiled_step import compile_training_step
@@ -140,9 +140,12 @@ class Trainer(abc.ABC):
     def evaluation_loader(self, dataset: Any) -> BatchLoader:
         """Batches of a set that was not given at construction."""
 
-    def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
+    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
         """Add to a batch on the device what the step needs besides; called before every step."""
-        return batch
+        return device_batch
+
+    def prepare_run(self) -> None:  # noqa: B027  a hook: nothing to do unless a subclass has something
+        """Hook at the start of `train`, when it is known where the run begins and before its first evaluation."""
 
     def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
         """Hook before update number `step` (from 1)."""
@@ -157,12 +160,13 @@ class Trainer(abc.ABC):
         """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""
 
     def checkpoint_arrays(self) -> dict[str, Any]:
-        """Every array that a run needs to go on, as pytrees by name."""
-        return {"state": self.state}
+        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
+        return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
         """Take back what `checkpoint_arrays` gave."""
-        self.state = arrays["state"]
+        frozen = split_trainable(self.state.model)[1]
+        self.state = arrays["state"].replace(model=join(arrays["state"].model, frozen))
 
     def run_identity(self) -> dict[str, Any]:
         """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
@@ -346,6 +350,7 @@ class Trainer(abc.ABC):
             )
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
         self._open_run(log)
+        self.prepare_run()
         # The log's own file comes first: a line is in it whatever a listener does.
         self._callbacks = self._run_callbacks() + self._callbacks
         try:
@@ -382,7 +387,7 @@ class Trainer(abc.ABC):
         arguments, place = self.arguments, self._place
         self._evaluate_if_due(log, is_last=False)
         for batch, device_batch, position in self._training_batches():
-            metrics, is_nonfinite = self._update(device_batch, place.step + 1)
+            metrics, is_nonfinite = self._update(batch, device_batch, place.step + 1)
             place.step, place.data = place.step + 1, position
             log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
             self._notify("on_step_end", place.step)
@@ -409,21 +414,28 @@ class Trainer(abc.ABC):
         return self._place.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
-        """What is left of the run's batches, with copies on the device that were sent two ahead of their use."""
+        """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
         batches = self.dataloaders.train.iterate(self._place.data)
-        placed = ((batch, batches.position()) for batch in batches)
-        return self._on_device(itertools.islice(placed, self.total_steps - self._place.step))
+        positions: collections.deque[dict[str, Any]] = collections.deque()
 
-    def _update(self, batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
+        def remember_positions() -> Iterator[Batch]:
+            for batch in itertools.islice(batches, self.total_steps - self._place.step):
+                positions.append(batches.position())
+                yield batch
+
+        for batch, device_batch in self._on_device(remember_positions()):
+            yield batch, device_batch, positions.popleft()
+
+    def _update(self, batch: Batch, device_batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
         """One update between its two hooks: the metrics to log, and whether it had to be skipped."""
         state = self.on_step_start(self.state, step)
         with jax.set_mesh(self.mesh):
-            prepared = self.prepare_batch(state, batch)
+            prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
         is_nonfinite = metrics.pop("nonfinite")
         if step == 1 and not is_nonfinite:
-            self.check_first_step(batch, jax.device_get(metrics))
+            self.check_first_step(device_batch, jax.device_get(metrics))
         self.state, metrics = self.on_step_end(self.state, metrics, step)
         return metrics, is_nonfinite
 
@@ -458,9 +470,9 @@ class Trainer(abc.ABC):
         for name, loader in sets.items():
             means, started, examples = MeanMetrics(), time.perf_counter(), 0
             with jax.set_mesh(self.mesh):
-                for batch, device_batch, _ in self._on_device((batch, {}) for batch in loader):
+                for batch, device_batch in self._on_device(loader):
                     statistics = self.batch_statistics(batch)
-                    metrics = evaluation_step(self.state, self.prepare_batch(self.state, device_batch))
+                    metrics = evaluation_step(self.state, self.prepare_batch(self.state, batch, device_batch))
                     means.add(metrics | statistics.means, statistics.examples)
                     examples += statistics.examples
             numbers = means.means() | loader.counters()
@@ -494,12 +506,11 @@ class Trainer(abc.ABC):
             callbacks.append(ProgressReporter())
         return callbacks
 
-    def _on_device(
-        self, batches: Iterable[tuple[Batch, dict[str, Any]]]
-    ) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
-        ahead: collections.deque[tuple[Batch, DeviceBatch, dict[str, Any]]] = collections.deque()
-        for batch, position in batches:
-            ahead.append((batch, put_batch(batch, self.mesh), position))
+    def _on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
+        """Batches with their copies on the device, sent two ahead of their use."""
+        ahead: collections.deque[tuple[Batch, DeviceBatch]] = collections.deque()
+        for batch in batches:
+            ahead.append((batch, put_batch(batch, self.mesh)))
             if len(ahead) > BATCHES_ON_DEVICE:
                 yield ahead.popleft()
         yield from ahead

@@ -36,6 +36,8 @@ class DPOConfig(TrainingArguments):
     """Weigh each pair by how likely the policy finds its completions (WPO)."""
     reference_free: bool = False
     """Take a uniform reference: its log-probs count as 0, and no reference model is kept."""
+    precompute_ref_log_probs: bool = False
+    """Score all data with the reference before training, then free the memory of its weights."""
     sync_ref_model: bool = False
     """Let the reference follow the policy (TR-DPO)."""
     ref_model_mixup_alpha: float = 0.9
@@ -80,6 +82,7 @@ class DPOConfig(TrainingArguments):
             raise ValueError(
                 f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."
             )
+        self._check_precompute()
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)
             require(value is None or value >= least, field, value, f"None or at least {least} tokens")
@@ -110,6 +113,20 @@ class DPOConfig(TrainingArguments):
             raise ValueError(
                 f"ref_model_mixup_alpha={alpha} and ref_model_sync_steps={steps} have no effect with "
                 "sync_ref_model=False; set it to True or leave them at 0.9 and 64."
+            )
+
+    def _check_precompute(self) -> None:
+        if not self.precompute_ref_log_probs:
+            return
+        if self.reference_free:
+            raise ValueError(
+                "precompute_ref_log_probs=True has no effect with reference_free=True: there is no reference to score "
+                "with. Remove one of the two."
+            )
+        if self.sync_ref_model:
+            raise ValueError(
+                "precompute_ref_log_probs=True holds the reference's log-probs fixed, but sync_ref_model=True moves "
+                "the reference; remove one of the two."
             )
 
     @property
@@ -164,6 +181,6 @@ class DPOConfig(TrainingArguments):
                     f"use_weighting=True weighs pairs, but {', '.join(sorted(sorting))} compares sorted values."
                 )
         if set(self.loss_types) == {"sft"}:
-            for option in ("beta", "ld_alpha", "reference_free", "use_weighting"):
+            for option in ("beta", "ld_alpha", "reference_free", "precompute_ref_log_probs", "use_weighting"):
                 if getattr(self, option) != defaults[option]:
                     raise ValueError(f"{option}={getattr(self, option)!r} has no effect with loss_type='sft' alone.")

@@ -18,29 +18,28 @@ from easydel.data.faults import FaultTally
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
 from easydel.data.packing import Batch, PackingLayout
+from easydel.data.pair_keys import slot_keys
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import data_parallel_size, put_batch
+from easydel.infra.trainable import join
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_state_for
+from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
+from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for, split_moving
+from easydel.trainers.direct_preference_optimization_trainer.reference_scorer import ReferenceScorer
 from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
-from easydel.trainers.direct_preference_optimization_trainer.scoring import (
-    DeviceBatch,
-    PairLogps,
-    ScoringOptions,
-    score_in_micro_batches,
-)
+from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch, ScoringOptions
+from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import (
     BatchStatistics,
-    SelfCheckError,
     TrainerConfigureDataloaderOutput,
     TrainerOutput,
 )
@@ -48,10 +47,6 @@ from easydel.trainers.trainer_protocol import (
 logger = logging.getLogger("easydel")
 
 PreferenceData = Dataset | IterableDataset | ShardedDataSource
-# Nats, and a share of the log-probs' size. Policy and reference run the same arithmetic on the same batch, but in two
-# compiled programs: the compiler may fuse, and in bfloat16 round, in different places.
-FIRST_STEP_TOLERANCE = 1e-3
-FIRST_STEP_RELATIVE_TOLERANCE = {"float32": 1e-6, "bfloat16": 5e-4}
 
 
 class DPOTrainer(Trainer):
@@ -70,8 +65,8 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: the tokenizer.
-      reference_state: the frozen reference; None when the run is reference-free, and when it is the policy with
-        adapters off.
+      reference_state: the frozen reference; None when the run is reference-free, when the reference is the policy with
+        adapters off, and when its log-probs were precomputed.
       padding_value: token id that fills rows.
 
     Raises:
@@ -118,24 +113,29 @@ class DPOTrainer(Trainer):
         _warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
             self._callbacks.append(self._sample_answers())
-        self.reference_state: EasyDeLState | None = None
-        self._reference_is_start = False
         if arguments.reference_free and reference_model is not None:
             raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
-        if not arguments.reference_free:
-            self.reference_state, self._reference_is_start = reference_state_for(
-                policy, reference_model, self.mesh, self.model
-            )
-        self._score = jax.jit(
-            functools.partial(
-                score_in_micro_batches,
-                options=ScoringOptions(arguments.ld_alpha),
-                micro_batches=arguments.gradient_accumulation_steps,
-            )
+        self._reference = ReferenceScorer(
+            None if arguments.reference_free else reference_for(policy, reference_model, self.mesh, self.model),
+            self.mesh,
+            ld_alpha=arguments.ld_alpha,
+            micro_batches=arguments.gradient_accumulation_steps,
+            is_cached=not arguments.sync_ref_model,
         )
 
+    @property
+    def reference_state(self) -> EasyDeLState | None:
+        return self._reference.state
+
+    @reference_state.setter
+    def reference_state(self, state: EasyDeLState) -> None:
+        self._reference.state = state
+
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
-        """Lazy loaders for the training and evaluation sets; a few rows are looked at, the rest when iterated.
+        """Lazy loaders for the training and evaluation sets, with optional precomputed reference log-probs.
+
+        A few rows are looked at, the rest when iterated. Ready-made log-probs come with the batches; with
+        ``precompute_ref_log_probs`` `train` first runs all that these loaders deliver through the reference.
 
         Raises:
           DataError: the first rows cannot be used.
@@ -171,30 +171,49 @@ class DPOTrainer(Trainer):
 
     def train(self) -> TrainerOutput:
         """`Trainer.train`; at its end, says which rows were dropped and why."""
-        output = super().train()
+        with self._reference.settled():
+            output = super().train()
         for name, loader in {"train_dataset": self.dataloaders.train, **self.dataloaders.evaluation}.items():
             if isinstance(loader, PreferenceLoader) and loader.tally.dropped:
                 logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
         return output
+
+    def prepare_run(self) -> None:
+        """Score everything by the reference, and let go of it, where that is to be done before training."""
+        arguments = self.arguments
+        if not arguments.precompute_ref_log_probs:
+            return
+        sets = data_of_run(self.dataloaders, self.total_steps, do_eval=arguments.do_eval is not False)
+        with jax.set_mesh(self.mesh):
+            precompute(self._reference, self.model, sets, self._on_device, show_progress=arguments.progress_bar)
 
     def run_identity(self) -> dict[str, Any]:
         """`Trainer.run_identity` with the training data and the reference."""
         identity = super().run_identity()
         if isinstance(self.dataloaders.train, PreferenceLoader):
             identity["train_dataset"] = self.dataloaders.train.identity()
-        if self.reference_state is not None and not self._reference_is_start:
+        if self.reference_state is not None and not self._reference.is_start:
             identity["reference_model"] = fingerprint(self.reference_state.model)
         return identity
 
     def checkpoint_arrays(self) -> dict[str, Any]:
         """`Trainer.checkpoint_arrays` with the reference where it moves."""
         arrays = super().checkpoint_arrays()
-        return arrays | {"reference": self.reference_state} if self.arguments.sync_ref_model else arrays
+        if self.arguments.sync_ref_model:
+            arrays["reference"] = split_moving(self._reference.model(self.model), self.model)[0]
+        return arrays
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
         """Take back what `checkpoint_arrays` gave."""
         super().restore_arrays(arrays)
-        self.reference_state = arrays.get("reference", self.reference_state)
+        if self.arguments.sync_ref_model:
+            still = split_moving(self._reference.model(self.model), self.model)[1]
+            self.reference_state = EasyDeLState.create(join(arrays["reference"], still))
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """`Trainer.evaluate`; log-probs of the reference that are new are kept for the next time."""
+        with self._reference.settled():
+            return super().evaluate(dataset)
 
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
@@ -224,8 +243,10 @@ class DPOTrainer(Trainer):
             functools.partial(evaluation_step, **shared),
         )
 
-    def prepare_batch(self, state: EasyDeLState, batch: DeviceBatch) -> DeviceBatch:
+    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
         """Add the reference's log-probs where the data did not bring them."""
+        # The step must not tell hits from misses: each other structure of a batch would be compiled anew.
+        prepared = {name: value for name, value in device_batch.items() if name != "pair_keys"}
         if "ref_chosen_logps" in batch:
             if self.arguments.sync_ref_model:
                 raise ValueError(
@@ -237,9 +258,9 @@ class DPOTrainer(Trainer):
                     "reference_free=True counts the reference as 0, but the data brings ref_chosen_logps and "
                     "ref_rejected_logps; drop the columns or set reference_free=False."
                 )
-            return batch
-        logps = self._score_reference(state, batch)
-        return batch | {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
+            return prepared
+        chosen, rejected = self._reference(state.model, batch, device_batch)
+        return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     def _sample_answers(self) -> SampleAnswers:
         arguments, sets = self.arguments, self.dataloaders.evaluation
@@ -271,7 +292,7 @@ class DPOTrainer(Trainer):
         """
         arguments = self.arguments
         if arguments.sync_ref_model and step % arguments.ref_model_sync_steps == 0:
-            mixed = mix(state.model, self._reference_model(state), arguments.ref_model_mixup_alpha)
+            mixed = mix(state.model, self._reference.model(state.model), arguments.ref_model_mixup_alpha)
             self.reference_state = EasyDeLState.create(mixed)
         return state, metrics
 
@@ -287,12 +308,11 @@ class DPOTrainer(Trainer):
         Returns:
           ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
         """
-        batch = put_batch({key: np.asarray(value) for key, value in padded_batch.items()}, self.mesh)
-        with jax.set_mesh(self.mesh):
-            logps = self._score_reference(state, batch)
-        order = np.asarray(padded_batch["pair_order"])
+        batch = {key: np.asarray(value) for key, value in padded_batch.items()}
+        with self._reference.settled(), jax.set_mesh(self.mesh):
+            sides = self._reference(state.model, batch, put_batch(batch, self.mesh))
+        order = batch["pair_order"]
         places = np.argsort(order[order >= 0])
-        sides = (logps.chosen, logps.rejected)
         chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in sides)
         return chosen, rejected
 
@@ -343,31 +363,15 @@ class DPOTrainer(Trainer):
         Raises:
           SelfCheckError: policy and reference are scored differently.
         """
-        if not self._reference_is_start or "ref_chosen_logps" in batch:
+        if not self._reference.is_start or "ref_chosen_logps" in batch:
             return
-        margin = float(metrics["rewards/margins"]) / self.arguments.beta
-        size = abs(float(metrics["logps/chosen"])) + abs(float(metrics["logps/rejected"]))
-        tolerance = FIRST_STEP_TOLERANCE + FIRST_STEP_RELATIVE_TOLERANCE[str(self.model.dtype)] * size
-        if not abs(margin) <= tolerance:
-            raise SelfCheckError(
-                "self-check failed: policy and reference are the same model before the first update, but their "
-                f"log-ratio margin is {margin:.3g} nats, not 0 within {tolerance:.1g} "
-                f"(loss {float(metrics['loss']):.6f})."
-            )
+        check_margin_at_start(
+            metrics, beta=self.arguments.beta, dtype=self.model.dtype, advice=self._reference.advice()
+        )
 
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
         """Tokens, padding and lengths of a batch."""
         return describe_batch(batch, self.state.model)
-
-    def _score_reference(self, state: EasyDeLState, batch: DeviceBatch) -> PairLogps:
-        if self.arguments.reference_free:
-            zeros = jnp.zeros(batch["pair_mask"].shape, jnp.float32)
-            return PairLogps(zeros, zeros)
-        return self._score(self._reference_model(state), batch)
-
-    def _reference_model(self, state: EasyDeLState) -> EasyDeLBaseModule:
-        """The frozen reference or, where none is kept, the policy with adapters off."""
-        return state.model.without_lora() if self.reference_state is None else self.reference_state.model
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:
         arguments = self.arguments
@@ -382,7 +386,9 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
-        return self._collator(pairs)
+        batch = self._collator(pairs)
+        # Without it a collate function of the caller's own leaves open which pair went where.
+        return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
 
     @functools.cached_property
     def _collator(self) -> Collator:

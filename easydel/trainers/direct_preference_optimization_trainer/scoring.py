@@ -29,10 +29,15 @@ SCORED_KEYS = (
 
 
 class PairLogps(NamedTuple):
-    """Summed log-probabilities in nats of every slot's completions, float32, 0 where a slot is empty."""
+    """Summed log-probabilities in nats of every slot's completions, float32, 0 where a slot is empty.
+
+    ``parts`` holds, for chosen and rejected, the sum over as many tokens as the shorter completion has and the sum
+    over those beyond: what the two others are made of, whatever ``ld_alpha`` is (`whole_completions`).
+    """
 
     chosen: Float[Array, "rows slots"]
     rejected: Float[Array, "rows slots"]
+    parts: Float[Array, "rows slots 2 2"]
     log_weight: Float[Array, "rows slots"] | None = None
 
 
@@ -52,8 +57,17 @@ class ScoringOptions:
 
 def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
     """Scored tokens of each slot's chosen and rejected completion."""
-    counts = _sum_by_side(jnp.ones_like(batch["target_slots"], dtype=jnp.float32), batch).astype(jnp.int32)
+    ones = jnp.ones((*batch["target_slots"].shape, 1), jnp.float32)
+    counts = _sum_by_side(ones, batch)[..., 0].astype(jnp.int32)
     return counts[..., 0], counts[..., 1]
+
+
+def whole_completions(
+    parts: Float[Array, "rows slots 2 2"], ld_alpha: float | None
+) -> tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]:
+    """``(chosen, rejected)``, each the part that both completions reach plus ``ld_alpha`` times what lies beyond."""
+    sums = parts[..., 0] + (1.0 if ld_alpha is None else ld_alpha) * parts[..., 1]
+    return sums[..., 0], sums[..., 1]
 
 
 def score_pairs(
@@ -78,12 +92,12 @@ def score_pairs(
     if options.with_weight:
         collision = linear_log_collision(predicting, model.output_embedding, count)
         lengths = jnp.stack(completion_lengths(batch), axis=-1)
-        log_weight = jnp.sum(_sum_by_side(logps - collision, batch) / jnp.maximum(lengths, 1), axis=-1)
-        log_weight = jax.lax.stop_gradient(log_weight)
-    if options.ld_alpha is not None:
-        logps = logps * jnp.where(_beyond_the_shorter(batch), options.ld_alpha, 1.0)
-    sums = _sum_by_side(logps, batch)
-    return PairLogps(chosen=sums[..., 0], rejected=sums[..., 1], log_weight=log_weight)
+        excess = _sum_by_side((logps - collision)[..., None], batch)[..., 0]
+        log_weight = jax.lax.stop_gradient(jnp.sum(excess / jnp.maximum(lengths, 1), axis=-1))
+    beyond = _beyond_the_shorter(batch)
+    parts = _sum_by_side(jnp.stack([jnp.where(beyond, 0.0, logps), jnp.where(beyond, logps, 0.0)], axis=-1), batch)
+    chosen, rejected = whole_completions(parts, options.ld_alpha)
+    return PairLogps(chosen, rejected, parts, log_weight)
 
 
 def _beyond_the_shorter(batch: DeviceBatch) -> Bool[Array, "rows targets"]:
@@ -97,12 +111,12 @@ def _beyond_the_shorter(batch: DeviceBatch) -> Bool[Array, "rows targets"]:
     return place >= jnp.take_along_axis(jnp.min(lengths, axis=-1), side // 2, axis=1)
 
 
-def _sum_by_side(values: Float[Array, "rows targets"], batch: DeviceBatch) -> Float[Array, "rows slots 2"]:
+def _sum_by_side(values: Float[Array, "rows targets kinds"], batch: DeviceBatch) -> Float[Array, "rows slots 2 kinds"]:
     slots = batch["pair_mask"].shape[1]
     # A product with a 0/1 matrix: deterministic, and its derivative is a gather.
     belongs = batch["target_slots"][..., None] == jnp.arange(2 * slots)
-    sums = jnp.einsum("rt,rts->rs", values, belongs.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return sums.reshape(-1, slots, 2)
+    sums = jnp.einsum("rtk,rts->rsk", values, belongs.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return sums.reshape(-1, slots, 2, values.shape[-1])
 
 
 def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
@@ -113,9 +127,9 @@ def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
     }
 
 
-def join_micro_batches(value: Float[Array, "count rows slots"]) -> Float[Array, "all_rows slots"]:
+def join_micro_batches(value: Float[Array, "count rows slots *rest"]) -> Float[Array, "all_rows slots *rest"]:
     """Undo `split_micro_batches`."""
-    return value.swapaxes(0, 1).reshape(-1, value.shape[-1])
+    return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
 
 
 def score_in_micro_batches(

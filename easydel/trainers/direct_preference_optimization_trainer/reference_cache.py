@@ -1,0 +1,146 @@
+"""Reference log-probs on disk: computed once for a model and a pair, whatever run asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sqlite3
+import struct
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.cache_folder import cache_folder
+from easydel.infra.fingerprint import fingerprint
+
+logger = logging.getLogger("easydel")
+
+# Raised when the same weights and tokens come to other log-probs than before.
+SCORING_VERSION = 1
+# Chosen up to the shorter completion's length and beyond it, the same of rejected, and a checksum.
+VALUE = struct.Struct("<4fI")
+# Another process may be writing.
+SECONDS_TO_WAIT = 60.0
+
+Parts = tuple[float, ...]
+
+
+class ReferenceCacheError(RuntimeError):
+    """The file of cached reference log-probs cannot be used; says which one and what to do."""
+
+
+def scorer_digest(model: EasyDeLBaseModule) -> str:
+    """Hex digest of all that decides which log-probs a pair gets: weights, shape, arithmetic."""
+    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "hf_config"}
+    (device, *_) = jax.tree.leaves(model)[0].devices()
+    arithmetic = [
+        SCORING_VERSION,
+        str(model.dtype),
+        device.device_kind,
+        jax.config.values["jax_default_matmul_precision"],
+    ]
+    described = json.dumps([model.model_type, shape, arithmetic, fingerprint(model)], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+class ReferenceCache:
+    """The log-probs of one reference, by the key of the pair (`easydel.data.pair_keys`).
+
+    One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
+    returns. Threads and processes may share it: every call opens the file anew, at half a millisecond.
+
+    Args:
+      digest: of the reference; see `scorer_digest`.
+    """
+
+    def __init__(self, digest: str):
+        self._digest = digest.encode()
+        self.path = _folder_for(self) / f"{digest}.sqlite3"
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, Parts]:
+        """What is known of `keys`.
+
+        Raises:
+          ReferenceCacheError: the file is damaged or of another kind.
+        """
+        found = {}
+        with self._open() as connection:
+            for key in keys:
+                row = connection.execute("SELECT value FROM log_probs WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = self._read(key, row[0])
+        return found
+
+    def store(self, values: Iterable[tuple[bytes, Parts]]) -> None:
+        """Add what is not there yet.
+
+        Raises:
+          ReferenceCacheError: the file is damaged, of another kind, or cannot be written.
+        """
+        rows = [(key, VALUE.pack(*parts, self._checksum(key, parts))) for key, parts in values]
+        with self._open() as connection, connection:
+            connection.executemany("INSERT OR IGNORE INTO log_probs VALUES (?, ?)", rows)
+
+    def __len__(self) -> int:
+        with self._open() as connection:
+            return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            _make_private(self.path)
+            # The rollback journal, not the write-ahead log: that one breaks when home folders are shared over NFS,
+            # and is no faster here.
+            with contextlib.closing(
+                sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT, isolation_level="IMMEDIATE")
+            ) as connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(str(error)) from error
+
+    def _read(self, key: bytes, value: bytes) -> Parts:
+        if isinstance(value, bytes) and len(value) == VALUE.size:
+            *parts, checksum = VALUE.unpack(value)
+            if checksum == self._checksum(key, parts):
+                return tuple(parts)
+        raise self._unusable("a value was changed, or belongs to another reference")
+
+    def _checksum(self, key: bytes, parts: Iterable[float]) -> int:
+        return zlib.crc32(self._digest + key + struct.pack("<4f", *parts))
+
+    def _unusable(self, reason: str) -> ReferenceCacheError:
+        return ReferenceCacheError(
+            f"the cached reference log-probs in {self.path} cannot be used: {reason}. If the file is damaged, remove "
+            "it; they are computed again. To keep them elsewhere, set XDG_CACHE_HOME."
+        )
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+
+
+def _folder_for(cache: ReferenceCache) -> Path:
+    try:
+        folder = cache_folder() / "reference-log-probs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Only a file can tell whether files can be made.
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except OSError as error:
+        logger.warning("reference log-probs are kept for this run only: %s.", str(error))
+        folder = Path(tempfile.mkdtemp(prefix="easydel-"))
+        weakref.finalize(cache, shutil.rmtree, folder, ignore_errors=True)
+        return folder
