@@ -139,8 +139,10 @@ def test_a_state_gives_its_model_and_the_run_its_own_optimiser(make, tiny_model)
 
 
 @pytest.mark.parametrize("options", [{"packing": False}, {"share_prompt": False}, {"gradient_accumulation_steps": 2}])
-def test_layout_and_accumulation_change_no_number(make, options):
+def test_layout_and_accumulation_change_no_number(make, options, monkeypatch, tmp_path):
     expected = make().train().log_history
+    # A cache of its own, so that the reference is scored in this layout as well.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = make(**options).train().log_history
     assert len(found) == len(expected) == 3
     for line, wanted in zip(found, expected):
