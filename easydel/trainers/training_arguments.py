@@ -146,6 +146,16 @@ class TrainingArguments:
             )
         if self.report_to and self.save_directory is None:
             raise ValueError(f"report_to={self.report_to} needs a folder to write to; set save_directory.")
+        if self.save_directory is None and self.model_name != "dpo":
+            raise ValueError(
+                f"model_name={self.model_name!r} has no effect with save_directory=None, which writes no files; "
+                "leave it out or set save_directory."
+            )
+        if self.gradient_accumulation_steps > self.total_batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts are more than the "
+                f"total_batch_size={self.total_batch_size} pairs of an update; set it to that or less."
+            )
         self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
         from easydel.trainers.optimizers import check_optimizer_kwargs

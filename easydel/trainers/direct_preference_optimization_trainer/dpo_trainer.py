@@ -21,6 +21,7 @@ from easydel.data.packing import Batch, PackingLayout
 from easydel.data.pair_keys import slot_keys
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
+from easydel.data.template_options import refuse_inert_template_options
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.fingerprint import fingerprint
@@ -102,6 +103,8 @@ class DPOTrainer(Trainer):
             raise TypeError(f"arguments is a {type(arguments).__name__}, expected a DPOConfig.")
         if processing_class is None:
             raise ValueError("processing_class is None; pass the model's tokenizer.")
+        if data_collator is not None:
+            _refuse_layout_options(arguments)
         self.padding_value = _padding_value(arguments, processing_class)
         self.processing_class = processing_class
         self.arguments = arguments
@@ -167,6 +170,7 @@ class DPOTrainer(Trainer):
         source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
         share, transform = self.arguments.max_dropped_share, self._transform()
         check_first_rows(source, transform, share)
+        refuse_inert_template_options(source, transform)
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
@@ -399,6 +403,15 @@ class DPOTrainer(Trainer):
             row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
         )
         return Collator(layout, self.model.config.vocab_size, self.data_collator)
+
+
+def _refuse_layout_options(arguments: DPOConfig) -> None:
+    for option in ("packing", "share_prompt"):
+        if not getattr(arguments, option):
+            raise ValueError(
+                f"{option}=False has no effect with a data_collator, which lays out the batch by itself; leave one of "
+                "the two out."
+            )
 
 
 def _warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:
