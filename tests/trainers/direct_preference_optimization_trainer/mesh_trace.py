@@ -9,7 +9,7 @@ from datasets import Dataset
 from easydel import DPOConfig, DPOTrainer
 from easydel.infra.mesh import create_mesh, parameter_path
 from easydel.modules.llama import LlamaForCausalLM
-from tests.conftest import make_rows, make_tokenizer, tiny_config
+from tests.tiny import make_rows, make_tokenizer, tiny_config
 
 METRICS = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
 

@@ -20,8 +20,8 @@ from easydel.infra.trainable import split_trainable
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
-from tests.conftest import tiny_config
 from tests.modules.test_lora import moved
+from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_layouts import LAYOUTS, SIGMOID, reference_of
 
 LN2 = math.log(2)
