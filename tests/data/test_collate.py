@@ -64,10 +64,8 @@ def test_a_collator_of_ones_own_gets_the_pairs(chatml, collate):
 
 @pytest.mark.parametrize("form", ["messages", "one dict of lists a row", "one dict of lists for all rows"])
 def test_chat_columns_come_in_three_forms(collate, form):
-    rows = [
-        {column: [{"role": role, "content": row[column]}] for column, role in zip(row, ["user", "assistant", "assistant"])}
-        for row in ROWS
-    ]  # fmt: skip
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    rows = [{name: [{"role": role, "content": row[name]}] for name, role in roles.items()} for row in ROWS]
 
     def column(name):
         messages = [row[name] for row in rows]
