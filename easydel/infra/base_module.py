@@ -227,8 +227,8 @@ class EasyDeLBaseModule(eqx.Module):
     @property
     def training_flops_per_token(self) -> int:
         """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
-        frozen = split_trainable(self)[1]
-        return 3 * self.flops_per_token - 2 * _matrix_size(frozen.layer_parameters)
+        trained = lora.adapters(self) or self.layer_parameters
+        return 2 * self.flops_per_token + 2 * _matrix_size(trained)
 
     @property
     @abc.abstractmethod

@@ -65,7 +65,8 @@ class Trainer(abc.ABC):
     """Trains a model: batches in, updates, logs, evaluations out.
 
     A subclass gives the batches (`configure_dataloaders`), the two steps (`make_steps`) and what the host can say of
-    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy.
+    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy of what
+    it trains and only reads the rest.
 
     Args:
       arguments: options of the run.
