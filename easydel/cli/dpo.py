@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from easydel.cli.failures import FailedRun, UsageError, refusing
 from easydel.cli.flags import parse_flags
-from easydel.cli.inputs import open_rows, open_tokenizer
+from easydel.cli.inputs import open_mixture, open_rows, open_tokenizer
 from easydel.cli.options import Section, own_options
 from easydel.cli.request import layers, require_options
 
@@ -43,8 +43,9 @@ class RunOptions:
 
     model: str = dataclasses.field(metadata={"metavar": "MODEL"})
     """Model to train: a Hugging Face folder, a .gguf file or a hub id."""
-    train_dataset: str | list[str] = dataclasses.field(metadata={"metavar": "FILE"})
-    """Pairs to train on: files, a folder, globs or URLs (.jsonl, .json, .parquet, .arrow, .csv)."""
+    train_dataset: str | list[str] | dict[str, float] = dataclasses.field(metadata={"metavar": "FILE|FILE=WEIGHT"})
+    """Pairs to train on: files, a folder, globs or URLs (.jsonl, .json, .parquet, .arrow, .csv); FILE=WEIGHT, for each
+    of several, mixes them in these proportions."""
     eval_dataset: str | list[str] | dict[str, str] | None = dataclasses.field(
         default=None, metadata={"metavar": "FILE|NAME=FILE"}
     )
@@ -147,10 +148,14 @@ def _open_datasets(
     from easydel.data.loader import check_first_rows
     from easydel.data.preference import PreferenceTransform
 
-    train = open_rows(run.train_dataset)
+    if isinstance(run.train_dataset, dict):
+        train: ShardedDataSource = open_mixture(run.train_dataset)
+    else:
+        train = open_rows(run.train_dataset)
     sets = run.eval_dataset if isinstance(run.eval_dataset, dict) else {"": run.eval_dataset}
     evaluation = {name: open_rows(files) for name, files in sets.items() if files is not None}
     with refusing(OSError, ValueError):
+        config.check_order(by_number=train.has_random_access)
         transform = PreferenceTransform(tokenizer, **{name: getattr(config, name) for name in DATA_OPTIONS})
         for source in (train, *evaluation.values()):
             check_first_rows(source, transform, config.max_dropped_share)

@@ -16,6 +16,8 @@ from easydel.cli.values import LISTS, MAPPINGS, WrongType, admits, read_value, u
 EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
 # name=value, but not a path that happens to hold a "=".
 NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+# Where the value is a number, the name may be a path.
+WEIGHTED = re.compile(r"(.+)=([-+\d.eE]+)", re.DOTALL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,12 +90,14 @@ def _value(option: Option, words: str | list[str]) -> Any:
 
 def _raw(option: Option, words: list[str]) -> Any:
     """The words of an option that takes several: a mapping if each is name=value, a list, or a single one alone."""
-    holds_anything = any(Any in get_args(member) for member in union_members(option.annotation))
-    read = _as_yaml if holds_anything else str
-    named = {match[1]: read(match[2]) for match in map(NAMED.fullmatch, words) if match}
+    members = union_members(option.annotation)
+    read = _as_yaml if any(Any in get_args(member) for member in members) else str
+    pattern = WEIGHTED if dict[str, float] in members else NAMED
+    named = {match[1]: read(match[2]) for match in map(pattern.fullmatch, words) if match}
     if named and admits(option.annotation, *MAPPINGS):
         if len(named) != len(words):
-            raise UsageError(f"{option.flag} {' '.join(words)}: give every value a name of its own, as in name=value.")
+            own = "number of its own, as in value=0.5" if pattern is WEIGHTED else "name of its own, as in name=value"
+            raise UsageError(f"{option.flag} {' '.join(words)}: give every value a {own}.")
         return named
     return read(words[0]) if len(words) == 1 else [read(word) for word in words]
 

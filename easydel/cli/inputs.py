@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from easydel.cli.failures import UsageError, refusing
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from easydel.data.mixture import MixtureSource
     from easydel.data.sources import ShardedDataSource
 
 
@@ -37,3 +38,19 @@ def open_rows(files: str | Sequence[str]) -> ShardedDataSource:
     # ValueError covers unknown suffixes, DataError, and what pyarrow says of damaged files.
     with refusing(OSError, ValueError):
         return open_source(files)
+
+
+def open_mixture(weights: Mapping[str, float]) -> MixtureSource:
+    """The rows of several files, folders or globs in the proportions of their weights; prints how many of each."""
+    from easydel.data.mixture import MixtureSource
+
+    for file, weight in weights.items():
+        if not weight > 0:
+            raise UsageError(f"{file}={weight:g} in train_dataset: expected a weight above 0; leave the file out.")
+    sources = [open_rows(file) for file in weights]
+    with refusing(OSError, ValueError):
+        mixture = MixtureSource(sources, list(weights.values()))
+        if mixture.has_random_access:
+            used = zip(weights, mixture.rows_used, map(len, sources))
+            print("mixture: " + "; ".join(f"{rows} of {length} rows of {file}" for file, rows, length in used))
+    return mixture

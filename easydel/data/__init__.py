@@ -1,6 +1,6 @@
 """Rows in, tokenised preference pairs out: sources, the transform, faults, and how to show them."""
 
-from .faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault
+from .faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
 from .files import (
     ArrowSource,
     CompressedJsonLinesSource,
@@ -10,6 +10,7 @@ from .files import (
     ParquetSource,
 )
 from .huggingface import HuggingFaceSource
+from .mixture import MixtureSource
 from .open_source import open_source
 from .preference import PreferencePair, PreferenceTransform
 from .show import render_fault, render_pair
@@ -27,11 +28,13 @@ __all__ = [
     "HuggingFaceSource",
     "JsonLinesSource",
     "JsonSource",
+    "MixtureSource",
     "ParquetSource",
     "PreferencePair",
     "PreferenceTransform",
     "RowFault",
     "ShardedDataSource",
+    "UnreadableRow",
     "open_source",
     "render_fault",
     "render_pair",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
@@ -32,8 +32,13 @@ class ArrowFile(TableFile):
             except pa.ArrowInvalid:
                 mapped.seek(0)
                 return list(pa.ipc.open_stream(mapped))
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{self.label} is neither an Arrow IPC file nor a stream: {error}.") from error
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.label} is neither an Arrow IPC file nor a stream, or it is damaged or was cut short: {error}. "
+                "Fetch or write the file again."
+            ) from error
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -52,33 +57,43 @@ class ArrowFile(TableFile):
 
 
 class ParquetFile(TableFile):
-    """A Parquet file. In order it is read as it is; the first row asked for by number makes an Arrow copy of it.
+    """A Parquet file. In order it is read as it is; a row asked for by number makes an Arrow copy of its row group.
 
-    A Parquet page must be unpacked whole for one of its rows, so shuffled reading would unpack it once a row.
+    A Parquet page must be unpacked whole for one of its rows, so shuffled reading would unpack it once a row. Copied
+    group by group, the first rows of a shuffled file cost the groups they lie in, however many there are in all.
     """
+
+    def __init__(self, path: Path, label: str):
+        super().__init__(path, label)
+        self._lock = threading.Lock()
+        self._copies: dict[int, ArrowFile] = {}
 
     @cached_property
     def _metadata(self) -> pa.parquet.FileMetaData:
         return self._open().metadata
 
-    def __init__(self, path: Path, label: str):
-        super().__init__(path, label)
-        self._lock = threading.Lock()
-        self._copy: ArrowFile | None = None
+    @cached_property
+    def _ends(self) -> list[int]:
+        groups = range(self._metadata.num_row_groups)
+        return list(accumulate(self._metadata.row_group(group).num_rows for group in groups))
 
-    def _arrow(self) -> ArrowFile:
-        with self._lock:
-            if self._copy is None:
-                self._copy = self._copy_to_arrow()
-            return self._copy
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory(prefix="easydel-parquet-")  # goes when this object goes
 
-    def _copy_to_arrow(self) -> ArrowFile:
-        # Kept as an attribute, so that the folder goes when this object goes.
-        self._folder = tempfile.TemporaryDirectory(prefix="easydel-parquet-")
-        copy = Path(self._folder.name) / "rows.arrow"
+    def _copy(self, group: int) -> ArrowFile:
+        if group not in self._copies:
+            # One group at a time: pyarrow unpacks its columns on all cores.
+            with self._lock:
+                if group not in self._copies:
+                    self._copies[group] = self._copy_to_arrow(group)
+        return self._copies[group]
+
+    def _copy_to_arrow(self, group: int) -> ArrowFile:
+        copy = Path(self._folder.name) / f"{group}.arrow"
         parquet = self._open()
         with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches(batch_size=1024):
+            for batch in self._read(parquet, [group]):
                 writer.write_batch(batch)
         return ArrowFile(copy, self.label)
 
@@ -88,17 +103,22 @@ class ParquetFile(TableFile):
         except pa.ArrowInvalid as error:
             raise DataError(f"{self.label} is not a Parquet file: {error}.") from error
 
+    def _read(self, parquet: pa.parquet.ParquetFile, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """The rows of some row groups, some at a time."""
+        try:
+            yield from parquet.iter_batches(1024, row_groups=groups)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.label} is damaged: {error}. Fetch or write the file again.") from error
+
     def __len__(self) -> int:
         return self._metadata.num_rows
 
     def row(self, number: int) -> Row:
-        return self._arrow().row(number)
+        group = bisect_right(self._ends, number)
+        return self._copy(group).row(number - (self._ends[group - 1] if group else 0))
 
     def rows_from(self, number: int) -> Iterator[Row]:
-        parquet, group = self._open(), 0
-        while group < parquet.num_row_groups and number >= parquet.metadata.row_group(group).num_rows:
-            number -= parquet.metadata.row_group(group).num_rows
-            group += 1
-        groups = list(range(group, parquet.num_row_groups))
-        rows = (row for batch in parquet.iter_batches(1024, row_groups=groups) for row in batch.to_pylist())
-        return islice(rows, number, None)
+        parquet, group = self._open(), bisect_right(self._ends, number)
+        groups = range(group, len(self._ends))
+        rows = (row for batch in self._read(parquet, groups) for row in batch.to_pylist())
+        return islice(rows, number - (self._ends[group - 1] if group else 0), None)

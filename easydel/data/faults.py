@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 FaultReason = Literal[
     "unreadable row",
@@ -31,10 +31,15 @@ FAULT_REASONS: tuple[str, ...] = get_args(FaultReason)
 
 MINIMUM_ROWS_TO_JUDGE = 100
 EXAMPLES_PER_REASON = 3
+GOOD = "good"  # counted beside the reasons
 
 
 class DataError(ValueError):
     """The data cannot be trained on as it is; the message says which rows, why, and what to change."""
+
+
+class UnreadableRow(DataError):
+    """One row cannot be read; those after it can be, from the same iterator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +81,21 @@ def empty_completion(field: str, found: str) -> BadRow:
     return BadRow(field, "empty completion", f"{found}. Give the answer's text, or remove the row.")
 
 
+def unreadable(error: UnreadableRow, index: int) -> RowFault:
+    """The fault of a row that a source could not read."""
+    return RowFault(index, "row", "unreadable row", str(error))
+
+
 def describe(value: object) -> str:
     """A value as a message names it: its type, then the value itself, shortened."""
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 class FaultTally:
-    """Counts good and dropped rows, and stops the run when too large a share is dropped. Thread safe.
+    """Counts good and dropped rows, and stops the run when too large a share is dropped.
+
+    An epoch sees every row once, so the counts of one epoch are those of the data, and no row has to be remembered.
+    Where epochs differ, because rows are made at random, the largest count of any epoch stands.
 
     Args:
       limit: the largest share of rows, 0 to 1, that may be dropped. It is judged once `MINIMUM_ROWS_TO_JUDGE` rows
@@ -97,72 +110,69 @@ class FaultTally:
         if not 0 <= limit <= 1:
             raise ValueError(f"limit={limit} is not a share of rows; expected a number from 0 to 1, such as 0.05.")
         self.limit = limit
-        self._lock = threading.Lock()
-        self._good: set[int] = set()
-        self._bad: set[int] = set()
-        self._dropped: Counter[str] = Counter()
+        self._epoch = 0
+        self._current: Counter[str] = Counter()
+        self._earlier: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     @property
     def rows_seen(self) -> int:
         """Good and dropped rows together."""
-        with self._lock:
-            return self._seen()
+        return self._counts().total()
 
     @property
     def dropped(self) -> dict[str, int]:
         """Dropped rows by reason, the most frequent first."""
-        with self._lock:
-            return dict(self._dropped.most_common())
+        return dict(self._dropped().most_common())
 
-    def record_good(self, index: int) -> None:
-        """Count row `index`, which became a pair; a row counts once however often it comes by."""
-        with self._lock:
-            self._good.add(index)
+    def record_good(self, epoch: int = 0) -> None:
+        """Count a row that became a pair."""
+        self._add(GOOD, epoch)
 
-    def record(self, fault: RowFault, location: str) -> None:
-        """Count one dropped row, once however often it comes by; `location` is such as "train.jsonl, row 812"."""
+    def record(self, fault: RowFault, location: str, epoch: int = 0) -> None:
+        """Count one dropped row; `location` is such as "train.jsonl, row 812"."""
+        self._add(fault.reason, epoch)
         example = f"{location}: {fault.message}"
-        with self._lock:
-            if fault.index in self._bad:
-                return
-            self._bad.add(fault.index)
-            self._dropped[fault.reason] += 1
-            examples = self._examples.setdefault(fault.reason, [])
-            if len(examples) < EXAMPLES_PER_REASON:
-                examples.append(example)
-            stop = fault.structural and not self._good
-        if stop:
+        examples = self._examples.setdefault(fault.reason, [])
+        if len(examples) < EXAMPLES_PER_REASON and example not in examples:
+            examples.append(example)
+        if fault.structural and not self._counts()[GOOD]:
             raise DataError(example)
         self.check()
 
+    def state(self) -> dict[str, Any]:
+        """Everything counted so far, as values that JSON can hold."""
+        return {
+            "epoch": self._epoch,
+            "current": dict(self._current),
+            "earlier": dict(self._earlier),
+            "examples": {reason: list(examples) for reason, examples in self._examples.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._epoch = state["epoch"]
+        self._current, self._earlier = Counter(state["current"]), Counter(state["earlier"])
+        self._examples = {reason: list(examples) for reason, examples in state["examples"].items()}
+
     def check(self, final: bool = False) -> None:
         """Raise `DataError` when more than `limit` of the rows were dropped; `final` judges however few were seen."""
-        with self._lock:
-            seen, dropped = self._seen(), self._dropped.total()
-            too_early = seen < MINIMUM_ROWS_TO_JUDGE and not final
-            if dropped == 0 or too_early or (self._good and dropped <= self.limit * seen):
-                return
-            summary = self._summary()
+        seen, dropped, good = self.rows_seen, self._dropped().total(), self._counts()[GOOD]
+        too_early = seen < MINIMUM_ROWS_TO_JUDGE and not final
+        if dropped == 0 or too_early or (good and dropped <= self.limit * seen):
+            return
         raise DataError(
             f"{_count(dropped)} of {_count(seen)} rows cannot be used, over the limit of {_percent(self.limit)}.\n"
-            f"{summary}\nMend or remove these rows, or raise the limit if dropping them is what you want."
+            f"{self.summary()}\nMend or remove these rows, or raise the limit if dropping them is what you want."
         )
 
     def summary(self) -> str:
         """One line a reason with its first examples, or one line that says nothing was dropped."""
-        with self._lock:
-            return self._summary()
-
-    def _seen(self) -> int:
-        return len(self._good) + self._dropped.total()
-
-    def _summary(self) -> str:
-        seen = self._seen()
-        if not self._dropped:
+        seen, dropped = self.rows_seen, self._dropped()
+        if not dropped:
             return f"No rows were dropped ({_count(seen)} seen)."
         lines = []
-        for reason, count in self._dropped.most_common():
+        for reason, count in dropped.most_common():
             first, *others = self._examples[reason]
             were = "was" if count == 1 else "were"
             lines.append(
@@ -171,6 +181,19 @@ class FaultTally:
             )
             lines.extend(f"  also {example}" for example in others)
         return "\n".join(lines)
+
+    def _add(self, what: str, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._earlier, self._current, self._epoch = self._counts(), Counter(), epoch
+        self._current[what] += 1
+
+    def _counts(self) -> Counter[str]:
+        return self._earlier | self._current  # the larger count of each
+
+    def _dropped(self) -> Counter[str]:
+        counts = self._counts()
+        del counts[GOOD]
+        return counts
 
 
 def _count(number: int) -> str:

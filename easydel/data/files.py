@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import starmap
 from os import PathLike, fspath
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +18,7 @@ from .arrow_files import ArrowFile, ParquetFile
 from .faults import DataError
 from .sources import Row, ShardedDataSource
 from .table_file import TableFile
-from .text_files import CsvFile, JsonFile, JsonLinesFile, not_an_object
+from .text_files import CsvFile, JsonFile, JsonLinesFile, parse_json_line
 
 
 class FileSource(ShardedDataSource):
@@ -99,7 +102,7 @@ class CsvSource(FileSource):
 
 
 class ParquetSource(FileSource):
-    """Parquet files; the first access by number makes a temporary Arrow copy of the file."""
+    """Parquet files; the first access by number to a row group makes a temporary Arrow copy of it."""
 
     file_type = ParquetFile
 
@@ -122,17 +125,26 @@ class CompressedJsonLinesSource(ShardedDataSource):
         return self._names
 
     def open_shard(self, name: str) -> Iterator[Row]:
-        with fsspec.open(name, "rb", compression="infer") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{self.label(name)}, line {number}"
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        raise DataError(f"{where} is not JSON: {error}. Mend or remove the line.") from error
-                    if not isinstance(row, dict):
-                        raise not_an_object(row, where)
-                    yield row
+        # Not a generator: that would end at a line that cannot be read.
+        return starmap(partial(self._parse, name), self._lines(name))
+
+    def _lines(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """The lines with text in them, and their numbers, counted from 1."""
+        try:
+            with fsspec.open(name, "rb", compression="infer") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, line
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise DataError(
+                f"{self.label(name)} is damaged or was cut short, so it cannot be unpacked to its end: {error}. "
+                "Fetch or compress the file again."
+            ) from error
+
+    def _parse(self, name: str, number: int, line: bytes) -> Row:
+        return parse_json_line(line, lambda: f"{self.label(name)}, line {number}")
 
     def label(self, name: str) -> str:
         return name.rsplit("/", 1)[-1]

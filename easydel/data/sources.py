@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from typing import Any, TypeAlias
 
-from .faults import DataError
+from .faults import DataError, UnreadableRow
 
 Row: TypeAlias = dict[str, Any]
 
@@ -18,8 +18,11 @@ Row: TypeAlias = dict[str, Any]
 class ShardedDataSource(ABC):
     """Rows in an order, in one or more named shards.
 
-    A source of one's own needs `shard_names` and `open_shard`. Where rows can be fetched by number it also gives
-    `shard_length` and `read_row`; then `len(source)` and `source[i]` work, and training can shuffle.
+    A source of one's own needs `shard_names` and `open_shard`; it may be opened any number of times, and gives the
+    same rows each time. Where rows can be fetched by number it also gives `shard_length`, `read_row` and
+    `has_random_access`; then `len(source)` and `source[i]` work, and training can shuffle all rows. A row that cannot
+    be read raises `UnreadableRow` from an iterator that goes on behind it (a generator would end); it is then dropped
+    and counted, and any other error stops the run.
     """
 
     @property
@@ -33,7 +36,7 @@ class ShardedDataSource(ABC):
 
     def open_shard_at_row(self, name: str, row: int) -> Iterator[Row]:
         """The rows of a shard from number `row` on, counted from 0."""
-        return islice(self.open_shard(name), row, None)
+        return skip_rows(iter(self.open_shard(name)), row)
 
     def shard_length(self, name: str) -> int | None:
         """How many rows a shard holds; None where only reading it to the end would tell."""
@@ -79,11 +82,14 @@ class ShardedDataSource(ABC):
     def locate(self, index: int) -> str:
         """Where row `index` of the whole source lies, such as "train.jsonl, row 812"; rows count from 0."""
         if self.has_random_access:
-            name, row = self._place(index)
-            return f"{self.label(name)}, row {row}"
+            return self.locate_in(*self._place(index))
         if self.num_shards() == 1:
-            return f"{self.label(self.shard_names[0])}, row {index}"
+            return self.locate_in(self.shard_names[0], index)
         return f"row {index}"
+
+    def locate_in(self, name: str, row: int) -> str:
+        """Where row `row` of a shard lies."""
+        return f"{self.label(name)}, row {row}"
 
     def _place(self, index: int) -> tuple[str, int]:
         """The shard that holds row `index` of the whole source, and the row's number in it."""
@@ -101,11 +107,11 @@ class ShardedDataSource(ABC):
 
     def filter(self, predicate: Callable[[Row], bool]) -> ShardedDataSource:
         """The rows for which `predicate` is true; their number is unknown, so they can only be read in order."""
-        return _Streamed(self, lambda rows: filter(predicate, rows))
+        return _Streamed(self, lambda rows: filter(predicate, rows))  # goes on behind an unreadable row
 
     def transform(self, function: Callable[[Iterator[Row]], Iterable[Row]]) -> ShardedDataSource:
         """What `function` makes of the rows of each shard; it may drop, add or join rows, so they come in order."""
-        return _Streamed(self, function)
+        return _Streamed(self, lambda rows: _in_one_go(function, rows))
 
     def rename_fields(self, names: Mapping[str, str]) -> ShardedDataSource:
         """Rows whose fields are renamed from the keys of `names` to its values; the others stay."""
@@ -116,7 +122,7 @@ class ShardedDataSource(ABC):
             kept = {field: value for field, value in row.items() if field not in names}
             renamed = {new: row[old] for old, new in names.items()}
             if taken := sorted(kept.keys() & renamed.keys()):
-                raise DataError(f"rename_fields({names}) would overwrite {taken}, which the rows have already.")
+                raise UnreadableRow(f"rename_fields({names}) would overwrite {taken}, which the rows have already.")
             return kept | renamed
 
         return self.map(rename)
@@ -176,6 +182,10 @@ class CompositeSource(ShardedDataSource):
         source, inner = self._shards[name]
         return source.label(inner)
 
+    def locate_in(self, name: str, row: int) -> str:
+        source, inner = self._shards[name]
+        return source.locate_in(inner, row)
+
 
 class _View(ShardedDataSource):
     """A source seen through a function, under the same shard names."""
@@ -211,6 +221,9 @@ class _Mapped(_View):
     def label(self, name: str) -> str:
         return self._source.label(name)
 
+    def locate_in(self, name: str, row: int) -> str:
+        return self._source.locate_in(name, row)
+
 
 class _Streamed(_View):
     """What a function makes of the rows of each shard; their number is unknown until they are read."""
@@ -222,7 +235,27 @@ class _Streamed(_View):
         return f"{self._source.label(name)} (filtered or transformed)"
 
 
+def skip_rows(rows: Iterator[Row], number: int) -> Iterator[Row]:
+    """The rows behind the first `number`; those that cannot be read count too, at which `islice` would end."""
+    for _ in range(number):
+        try:
+            next(rows)
+        except UnreadableRow:
+            continue
+        except StopIteration:
+            break
+    return rows
+
+
+def _in_one_go(function: Callable[[Iterator[Row]], Iterable[Row]], rows: Iterator[Row]) -> Iterator[Row]:
+    """What a function makes of rows; it may be a generator, which an error ends, so no row after one can be had."""
+    try:
+        yield from function(rows)
+    except UnreadableRow as error:
+        raise DataError(str(error)) from error
+
+
 def _require(row: Row, fields: Iterable[str]) -> None:
     for field in fields:
         if field not in row:
-            raise DataError(f'a row has no field "{field}"; its fields are {", ".join(map(str, row)) or "none"}.')
+            raise UnreadableRow(f'a row has no field "{field}"; its fields are {", ".join(map(str, row)) or "none"}.')

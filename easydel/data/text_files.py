@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import starmap
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 from jaxtyping import Int64
 
 from .byte_index import record_starts
-from .faults import DataError, describe
+from .faults import DataError, UnreadableRow, describe
 from .sources import Row
 from .table_file import TableFile
 
@@ -61,19 +64,11 @@ class JsonLinesFile(_RecordFile):
         return self._parse(number, self.record(number))
 
     def rows_from(self, number: int) -> Iterator[Row]:
-        return (self._parse(*numbered) for numbered in self.records_from(number))
+        # Not a generator: that would end at a record that cannot be read.
+        return starmap(self._parse, self.records_from(number))
 
     def _parse(self, number: int, record: bytes) -> Row:
-        try:
-            row = json.loads(record)
-        except ValueError as error:
-            raise DataError(
-                f"{self.label}, line {self.line_number(number)} (row {number}) is not JSON: {error}. "
-                "Expected one JSON object a line; mend or remove the line."
-            ) from error
-        if not isinstance(row, dict):
-            raise not_an_object(row, f"{self.label}, line {self.line_number(number)}")
-        return row
+        return parse_json_line(record, lambda: f"{self.label}, line {self.line_number(number)} (row {number})")
 
 
 class JsonFile(TableFile):
@@ -99,12 +94,25 @@ class JsonFile(TableFile):
         return row
 
     def rows_from(self, number: int) -> Iterator[Row]:
-        return (self.row(row) for row in range(number, len(self)))
+        return map(self.row, range(number, len(self)))
 
 
-def not_an_object(row: Any, where: str) -> DataError:
+def parse_json_line(record: bytes, where: Callable[[], str]) -> Row:
+    """The row on a line; `where` says which line it is, should it be bad."""
+    try:
+        row = json.loads(record)
+    except ValueError as error:
+        raise UnreadableRow(
+            f"{where()} is not JSON: {error}. Expected one JSON object a line; mend or remove the line."
+        ) from error
+    if not isinstance(row, dict):
+        raise not_an_object(row, where())
+    return row
+
+
+def not_an_object(row: Any, where: str) -> UnreadableRow:
     """The error of a row that is some other JSON than an object."""
-    return DataError(f"{where} is {describe(row)}, expected a JSON object with a column for each key.")
+    return UnreadableRow(f"{where} is {describe(row)}, expected a JSON object with a column for each key.")
 
 
 class CsvFile(_RecordFile):
@@ -114,7 +122,13 @@ class CsvFile(_RecordFile):
 
     @cached_property
     def _header(self) -> list[str]:
-        header = self._fields(self.record(0)) if len(self.starts) > 1 else []
+        try:
+            header = self._fields(self.record(0)) if len(self.starts) > 1 else []
+        except ValueError as error:
+            raise DataError(
+                f"{self.label}: the first line, which names the columns, is not UTF-8 text: {error}. "
+                "Save the file as UTF-8."
+            ) from error
         if len(set(header)) < len(header):
             raise DataError(f"{self.label} names a column twice in its first line: {', '.join(header)}.")
         return header
@@ -126,20 +140,38 @@ class CsvFile(_RecordFile):
         return self._parse(number + 1, self.record(number + 1))
 
     def rows_from(self, number: int) -> Iterator[Row]:
-        return (self._parse(*numbered) for numbered in self.records_from(number + 1))
+        return starmap(self._parse, self.records_from(number + 1))
 
     def _fields(self, record: bytes) -> list[str]:
         delimiter = "\t" if self.label.endswith(".tsv") else ","  # the path may be a cache's
+        # The csv module refuses long fields; its limit belongs to the whole process, so it is left as it is.
+        if len(record) > csv.field_size_limit():
+            return _long_fields(record, delimiter)
         return next(csv.reader([record.decode().rstrip("\r\n")], delimiter=delimiter), [])
 
     def _parse(self, number: int, record: bytes) -> Row:
+        header = self._header
         try:
             fields = self._fields(record)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{self.label}, line {self.line_number(number)} cannot be read: {error}.") from error
-        if len(fields) != len(self._header):
-            raise DataError(
+            raise UnreadableRow(
+                f"{self.label}, line {self.line_number(number)} cannot be read: {error}. Mend or remove the line."
+            ) from error
+        if len(fields) != len(header):
+            raise UnreadableRow(
                 f"{self.label}, line {self.line_number(number)} has {len(fields)} fields, expected the "
-                f"{len(self._header)} of the header. A field with quotes in it must be quoted, and its quotes doubled."
+                f"{len(header)} of the header. A field with quotes in it must be quoted, and its quotes doubled."
             )
-        return dict(zip(self._header, fields, strict=True))
+        return dict(zip(header, fields, strict=True))
+
+
+def _long_fields(record: bytes, delimiter: str) -> list[str]:
+    """The fields of a record of any length."""
+    columns = record.count(delimiter.encode()) + 1  # at most
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(record),
+        pyarrow.csv.ReadOptions(autogenerate_column_names=True, block_size=len(record) + 1, use_threads=False),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(column_types={f"f{column}": pa.large_string() for column in range(columns)}),
+    )
+    return [column[0].as_py() for column in table.columns]

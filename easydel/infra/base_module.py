@@ -16,11 +16,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from easydel.infra import generation
+from easydel.infra import adapter_files, generation, lora
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
 from easydel.infra.pretrained import load_parameters, named_tensors, open_checkpoint
+from easydel.infra.trainable import split_trainable
 
 if TYPE_CHECKING:
     from easydel.infra.base_state import EasyDeLState
@@ -131,14 +132,15 @@ class EasyDeLBaseModule(eqx.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
-        """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
+        """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens; adapters are merged.
 
         Args:
           folder: where; made if absent. The caller saves the tokenizer beside it.
           dtype: dtype of the tensors on disk; None keeps the parameters' own, so that nothing is rounded away.
           max_shard_size: largest file, e.g. "5GB".
         """
-        tensors = named_tensors(self, self.tensor_names, None if dtype is None else np.dtype(jnp.dtype(dtype)))
+        own_dtype = None if dtype is None else np.dtype(jnp.dtype(dtype))
+        tensors = named_tensors(self.merge_lora(), self.tensor_names, own_dtype)
         config = json.loads(self.config.hf_config)
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
         config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
@@ -154,25 +156,76 @@ class EasyDeLBaseModule(eqx.Module):
         """The same model laid out on `mesh` by the family's rule table."""
         return jax.device_put(self, tree_shardings(self, self.partition_rules, mesh))
 
+    def apply_lora_to_layers(
+        self, rank: int, alpha: float | None = None, pattern: str | None = None, **options: Any
+    ) -> Self:
+        """The same weights with fresh adapters on the layers that match; all options: `easydel.infra.lora.apply_lora`.
+
+        Example:
+          ``model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj")``
+        """
+        return lora.apply_lora(self, rank, alpha, pattern, **options)
+
+    def merge_lora(self) -> Self:
+        """A plain model with the adapters added into the weights, in float32; untouched arrays are shared."""
+        return lora.merge(self)
+
+    def without_lora(self) -> Self:
+        """The model with adapters off, sharing every other array."""
+        return lora.without_adapters(self)
+
+    def save_adapter(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
+        """Write the adapters alone, in PEFT's format; see `easydel.infra.adapter_files.save_adapter`."""
+        adapter_files.save_adapter(self, folder, base_model_name_or_path)
+
+    def load_adapter(self, folder: str | Path) -> Self:
+        """This model with the adapters of a PEFT folder; see `easydel.infra.adapter_files.load_adapter`."""
+        return adapter_files.load_adapter(self, folder)
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether any layer has an adapter; then only the adapters are trained."""
+        return bool(lora.adapters(self))
+
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """Continue prompts of token ids; `options` are those of `easydel.infra.generation.generate`."""
         return generation.generate(self, prompts, **options)
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters; a tied head counts once."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self))
+        """Number of parameters, adapters included; a tied head counts once."""
+        return _size(self)
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Number of parameters that training changes: those of the adapters, or all where there are none."""
+        return _size(split_trainable(self)[0])
 
     @property
     def flops_per_token(self) -> int:
-        """Floating-point operations of one token's forward pass through the layers' weights.
+        """Floating-point operations of one token's forward pass through the layers' weights and adapters.
 
         Two a weight (multiply, add). Attention scores (which depend on length) and the head (which only scored
-        tokens meet) are not part of it; a training step costs three times as much.
+        tokens meet) are not part of it.
         """
-        return 2 * sum(leaf.size for leaf in jax.tree.leaves(self.layer_parameters) if leaf.ndim >= 3)
+        return 2 * _matrix_size(self.layer_parameters)
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
+        frozen = split_trainable(self)[1]
+        return 3 * self.flops_per_token - 2 * _matrix_size(frozen.layer_parameters)
 
     @property
     @abc.abstractmethod
     def layer_parameters(self) -> Any:
         """The stacked parameters of the layers."""
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _matrix_size(stacked: Any) -> int:
+    """Entries of weight matrices; norms and biases have two dimensions when stacked over layers."""
+    return sum(leaf.size for leaf in jax.tree.leaves(stacked) if leaf.ndim >= 3)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, PyTree
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import mesh_of, tree_shardings
 from easydel.infra.state_files import load_arrays, save_arrays
+from easydel.infra.trainable import join, split_trainable
 
 
 class EasyDeLState(eqx.Module):
@@ -22,7 +23,8 @@ class EasyDeLState(eqx.Module):
     Attributes:
       step: updates made so far.
       model: the parameters.
-      opt_state: optimiser state, or None where nothing is trained.
+      opt_state: optimiser state of the trainable parameters (`easydel.infra.trainable`), or None where nothing is
+        trained.
       tx: the optimiser itself, static.
     """
 
@@ -36,23 +38,29 @@ class EasyDeLState(eqx.Module):
         """A state at step 0; the optimiser state takes the parameters' shardings."""
         opt_state, mesh = None, mesh_of(model)
         if tx is not None:
+            trainable, _ = split_trainable(model)
             # By path: the moments of a parameter end in that parameter's name, so the same rules fit.
-            shardings = (
-                None if mesh is None else tree_shardings(jax.eval_shape(tx.init, model), model.partition_rules, mesh)
-            )
-            opt_state = jax.jit(tx.init, out_shardings=shardings)(model)
+            shardings = None
+            if mesh is not None:
+                shardings = tree_shardings(jax.eval_shape(tx.init, trainable), model.partition_rules, mesh)
+            opt_state = jax.jit(tx.init, out_shardings=shardings)(trainable)
         return cls(step=jnp.int32(0), model=model, opt_state=opt_state, tx=tx)
 
     def apply_gradients(self, grads: PyTree) -> Self:
         """The state after one optimiser update.
+
+        Args:
+          grads: gradients of the trainable part of the model, the first of `split_trainable`'s two.
 
         Raises:
           ValueError: the state has no optimiser.
         """
         if self.tx is None:
             raise ValueError("this state has no optimiser; make it with EasyDeLState.create(model, tx).")
-        updates, opt_state = self.tx.update(grads, self.opt_state, self.model)
-        return self.replace(step=self.step + 1, model=optax.apply_updates(self.model, updates), opt_state=opt_state)
+        trainable, frozen = split_trainable(self.model)
+        updates, opt_state = self.tx.update(grads, self.opt_state, trainable)
+        model = join(optax.apply_updates(trainable, updates), frozen)
+        return self.replace(step=self.step + 1, model=model, opt_state=opt_state)
 
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields exchanged."""

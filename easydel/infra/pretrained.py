@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from easydel.infra.adapter_files import ADAPTER_CONFIG, is_adapter_folder
 from easydel.infra.checkpoint_files import CheckpointFiles, SafetensorsFolder
 from easydel.infra.gguf import GGUFCheckpoint
 from easydel.infra.mesh import PartitionRules, parameter_path, parameter_sharding
@@ -47,6 +48,11 @@ def local_path(name_or_path: str | Path) -> Path:
 def open_checkpoint(name_or_path: str | Path) -> CheckpointFiles:
     """The tensors and ``config.json`` of a Hugging Face folder, a hub id or a ``.gguf`` file."""
     path = local_path(name_or_path)
+    if is_adapter_folder(path):
+        raise ValueError(
+            f"{path} holds an adapter ({ADAPTER_CONFIG}), not a model: load the model it was made for and call its "
+            "load_adapter with this folder. AutoEasyDeLModelForCausalLM does both where the adapter names its model."
+        )
     if path.is_dir():
         return SafetensorsFolder(path)
     if path.suffix == ".gguf":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,7 +25,7 @@ def save_arrays(folder: str | Path, tree: PyTree) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder, or remove this one first.")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, _by_path(tree))
+        checkpointer.save(folder, arrays_by_path(tree))
 
 
 def load_arrays(folder: str | Path, like: Tree) -> Tree:
@@ -37,26 +38,30 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no saved state at {folder}.")
-    wanted = _by_path(like)
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata.tree
-        problems = [f"{path} is not in the saved state" for path in sorted(wanted.keys() - saved.keys())]
-        problems += [f"{path} is saved, but not part of this state" for path in sorted(saved.keys() - wanted.keys())]
-        problems += [
-            f"{path} is saved as {saved[path].dtype}{list(saved[path].shape)}, this state has "
-            f"{array.dtype}{list(array.shape)}"
-            for path, array in wanted.items()
-            if path in saved and (tuple(saved[path].shape), saved[path].dtype) != (array.shape, array.dtype)
-        ]
-        if problems:
-            shown = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
-            raise ValueError(f"{folder} holds the state of another model or optimiser:\n  {shown}")
-        arrays = checkpointer.restore(
-            folder,
-            {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()},
-        )
+        _check_same_arrays(folder, checkpointer.metadata(folder).item_metadata.tree, arrays_by_path(like))
+        wanted = {
+            path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+            for path, array in arrays_by_path(like).items()
+        }
+        arrays = checkpointer.restore(folder, wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
 
 
-def _by_path(tree: PyTree) -> dict[str, jax.Array]:
+def arrays_by_path(tree: PyTree) -> dict[str, jax.Array]:
+    """The arrays of a pytree under their paths, in the pytree's own order."""
     return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _check_same_arrays(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, jax.Array]) -> None:
+    problems = [f"{path} is not in the saved state" for path in sorted(wanted.keys() - saved.keys())]
+    problems += [f"{path} is saved, but not part of this state" for path in sorted(saved.keys() - wanted.keys())]
+    problems += [
+        f"{path} is saved as {saved[path].dtype}{list(saved[path].shape)}, this state has "
+        f"{array.dtype}{list(array.shape)}"
+        for path, array in wanted.items()
+        if path in saved and (tuple(saved[path].shape), saved[path].dtype) != (array.shape, array.dtype)
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
+        raise ValueError(f"{folder} holds the state of another model or optimiser:\n  {shown}")

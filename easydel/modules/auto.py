@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from easydel.infra.adapter_files import base_of_adapter, is_adapter_folder
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.infra.pretrained import open_checkpoint
+from easydel.infra.pretrained import local_path, open_checkpoint
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.modules.mistral import MistralForCausalLM
 from easydel.modules.qwen2 import Qwen2ForCausalLM
@@ -23,10 +24,16 @@ class AutoEasyDeLModelForCausalLM:
     def from_pretrained(cls, name_or_path: str, **options: Any) -> EasyDeLBaseModule:
         """`EasyDeLBaseModule.from_pretrained` of the right family; `options` are the same.
 
+        A folder with a PEFT adapter gives the model it was made for with the adapter on.
+
         Raises:
-          ValueError: ``config.json`` names a family that is not supported; the error lists those that are.
+          ValueError: ``config.json`` names a family that is not supported, the error lists those that are; or an
+            adapter does not say which model it was made for.
         """
-        files = open_checkpoint(name_or_path)
+        path = local_path(name_or_path)
+        if is_adapter_folder(path):
+            return cls.from_pretrained(base_of_adapter(path), **options).load_adapter(path)
+        files = open_checkpoint(path)
         model_type = files.config.get("model_type")
         if model_type not in FAMILIES:
             raise ValueError(f'{name_or_path} has model_type "{model_type}"; supported are {", ".join(FAMILIES)}.')

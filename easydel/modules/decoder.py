@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.generation import KeyValueCache
+from easydel.infra.linear import Linear
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
 from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.tree_attention import tree_attention
@@ -21,21 +22,6 @@ from easydel.ops.tree_attention import tree_attention
 T = TypeVar("T")
 # (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
 Attend = Callable[[Array, Array, Array], tuple[Array, T]]
-
-
-class Linear(eqx.Module):
-    """``x @ weight.T + bias``, the weight as Hugging Face stores it."""
-
-    weight: Float[Array, "out in"]
-    bias: Float[Array, " out"] | None
-
-    @classmethod
-    def init(cls, key: PRNGKeyArray, size_in: int, size_out: int, std: float, bias: bool) -> Linear:
-        return cls(std * jax.random.normal(key, (size_out, size_in)), jnp.zeros(size_out) if bias else None)
-
-    def __call__(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
-        y = x @ self.weight.astype(x.dtype).T
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
 
 
 class Embedding(eqx.Module):
@@ -175,6 +161,11 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         (r"(q|k|v|gate|up)_proj\.weight", P(None, "tp", "fsdp")),
         (r"(q|k|v|gate|up)_proj\.bias", P(None, "tp")),
         (r"(o|down)_proj\.weight", P(None, "fsdp", "tp")),
+        # An adapter's outer dimensions lie as the weight's do; its rank is whole everywhere.
+        (r"(q|k|v|gate|up)_proj\.lora\.a", P(None, None, "fsdp")),
+        (r"(q|k|v|gate|up)_proj\.lora\.b", P(None, "tp")),
+        (r"(o|down)_proj\.lora\.a", P(None, None, "tp")),
+        (r"(o|down)_proj\.lora\.b", P(None, "fsdp")),
     )
 
     @classmethod

@@ -1,7 +1,8 @@
-"""What may listen to a run."""
+"""What may listen to a run, and end it: see `Trainer.stop`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ class TrainerCallback:
 
     def on_log(self, trainer: Trainer, line: LogLine) -> None:
         """A new line of `trainer.log_history`: its ``step`` and ``train/…`` or ``eval/…`` numbers."""
+
+    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """After an evaluation, with its ``eval/…`` numbers; they have been logged."""
+
+    def on_save(self, trainer: Trainer, step: int, checkpoint: Path) -> None:
+        """A checkpoint is being written; its folder appears when it is complete."""
 
     def on_train_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run ends by an exception."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.trainer_protocol import BatchStatistics, Metrics, NonFiniteError
@@ -15,38 +18,40 @@ from easydel.trainers.trainer_protocol import BatchStatistics, Metrics, NonFinit
 logger = logging.getLogger("easydel")
 
 
+class Update(NamedTuple):
+    """One update's numbers; those of the device may still be on their way."""
+
+    step: int
+    metrics: Metrics
+    nonfinite: Any
+    statistics: BatchStatistics
+
+
 class LogWindow:
     """The updates of one log line, and the seconds they took on the device."""
 
-    def __init__(self) -> None:
-        self.metrics = MeanMetrics()
-        self.steps: list[tuple[int, BatchStatistics, jax.Array]] = []
+    def __init__(self, updates: Iterable[Update] = ()) -> None:
+        self.updates = list(updates)
         self.seconds = 0.0
-
-    def add(self, step: int, metrics: Metrics, nonfinite: jax.Array, statistics: BatchStatistics) -> None:
-        """Take one update; its numbers may still be on their way on the device."""
-        self.metrics.add(metrics | statistics.means, statistics.examples)
-        self.steps.append((step, statistics, nonfinite))
 
     def wait(self) -> list[bool]:
         """Whether each update was non-finite; returns when the last of them is done."""
-        return [bool(flag) for flag in jax.device_get([flag for _, _, flag in self.steps])]
+        return [bool(flag) for flag in jax.device_get([update.nonfinite for update in self.updates])]
+
+    def means(self) -> dict[str, float]:
+        """Means over the window's examples."""
+        metrics = MeanMetrics()
+        for update in self.updates:
+            metrics.add(update.metrics | update.statistics.means, update.statistics.examples)
+        return metrics.means()
+
+    def total(self, count: Callable[[BatchStatistics], float]) -> float:
+        """The sum of a count over the window's updates."""
+        return sum(count(update.statistics) for update in self.updates)
 
     @property
     def last_step(self) -> int:
-        return self.steps[-1][0]
-
-    @property
-    def tokens(self) -> int:
-        return sum(statistics.tokens for _, statistics, _ in self.steps)
-
-    @property
-    def examples(self) -> int:
-        return sum(statistics.examples for _, statistics, _ in self.steps)
-
-    @property
-    def flops(self) -> float:
-        return sum(statistics.flops for _, statistics, _ in self.steps)
+        return self.updates[-1].step
 
 
 class TrainingLog:
@@ -72,16 +77,19 @@ class TrainingLog:
         Raises:
           NonFiniteError: too many updates in a row were non-finite.
         """
-        self._window.add(step, metrics, nonfinite, statistics)
-        if step % self._log_steps == 0:
-            self._finish(self._full)
-            self._full, self._window = self._window, LogWindow()
+        self._append(Update(step, metrics, nonfinite, statistics))
+
+    def _append(self, update: Update) -> None:
+        self._window.updates.append(update)
+        if update.step % self._log_steps == 0:
+            # Both are in place before a line is written: writing calls listeners, and they may raise.
+            full, self._full, self._window = self._full, self._window, LogWindow()
+            self._finish(full)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Write what is complete, and leave the time inside out of the speeds."""
-        self._finish(self._full)
-        self._full = None
+        self._finish_full()
         self._window.wait()
         started = time.perf_counter()
         yield
@@ -89,25 +97,51 @@ class TrainingLog:
 
     def write_all(self) -> None:
         """Write what is left, full or not."""
-        self._finish(self._full)
-        self._finish(self._window)
-        self._full, self._window = None, LogWindow()
+        self._finish_full()
+        window, self._window = self._window, LogWindow()
+        self._finish(window)
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
+        updates = [
+            update._asdict()
+            | {"metrics": {name: np.asarray(value).tolist() for name, value in jax.device_get(update.metrics).items()}}
+            | {"nonfinite": bool(update.nonfinite), "statistics": dataclasses.asdict(update.statistics)}
+            for window in (self._full, self._window)
+            if window is not None
+            for update in window.updates
+        ]
+        return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's notes."""
+        self._nonfinite_in_a_row = notes["nonfinite_in_a_row"]
+        for update in notes["updates"]:
+            self._append(Update(**(update | {"statistics": BatchStatistics(**update["statistics"])})))
+
+    def _finish_full(self) -> None:
+        full, self._full = self._full, None
+        self._finish(full)
 
     def _finish(self, window: LogWindow | None) -> None:
-        if window is None or not window.steps:
+        if window is None or not window.updates:
             return
         flags = window.wait()
         end = time.perf_counter()
         window.seconds, self._last_end = end - self._last_end, end
-        for (step, statistics, _), is_bad in zip(window.steps, flags):
+        error = None
+        for update, is_bad in zip(window.updates, flags):
             self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if is_bad else 0
             if not is_bad:
                 continue
-            message = f"update {step} was skipped: its loss or gradient is not finite ({statistics.names})"
+            names = update.statistics.names
+            message = f"update {update.step} was skipped: its loss or gradient is not finite ({names})"
             logger.warning("%s.", message)
             if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
-                raise NonFiniteError(
+                error = NonFiniteError(
                     f"{message}, {self._nonfinite_in_a_row} in a row. The state is the last good one. "
                     "Look at these rows, lower learning_rate, or raise max_nonfinite_steps."
                 )
         self._write(window)
+        if error is not None:
+            raise error

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.run_folder import METRICS_FILE, json_line
 
 if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class JsonLinesTracker(TrainerCallback):
@@ -22,9 +20,7 @@ class JsonLinesTracker(TrainerCallback):
 
     def on_log(self, trainer: Trainer, line: LogLine) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            # JSON knows no NaN; a skipped update's loss becomes null.
-            known = {name: None if value != value else value for name, value in line.items()}
-            file.write(json.dumps(known) + "\n")
+            file.write(json_line(line))
 
 
 class TensorBoardTracker(TrainerCallback):

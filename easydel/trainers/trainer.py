@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import dataclasses
 import itertools
 import logging
 import time
@@ -17,12 +18,21 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
+from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
+from easydel.infra.state_files import load_arrays
+from easydel.infra.trainable import copy_trainable, join, split_trainable
 from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.checkpoints import ARRAYS, Checkpoints, latest_checkpoint, read_notes
+from easydel.trainers.compiled_step import compile_training_step
 from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
+from easydel.trainers.run_folder import find_checkpoint, make_run_folder, read_log, run_of, write_log
+from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION, as_json, refuse_other_run
+from easydel.trainers.stop_signals import StopSignals, interruption
+from easydel.trainers.stopping import EarlyStopping, TimeLimit, lower_is_better
 from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
 from easydel.trainers.trainer_protocol import (
     Batch,
@@ -30,6 +40,7 @@ from easydel.trainers.trainer_protocol import (
     BatchStatistics,
     DeviceBatch,
     Metrics,
+    SelfCheckError,
     TrainerConfigureDataloaderOutput,
     TrainerConfigureFunctionOutput,
     TrainerOutput,
@@ -39,6 +50,15 @@ from easydel.trainers.training_arguments import TrainingArguments
 logger = logging.getLogger("easydel")
 
 BATCHES_ON_DEVICE = 2
+
+
+@dataclasses.dataclass
+class Place:
+    """How far a run has come: updates made, the data's position behind them, and the update last evaluated at."""
+
+    step: int = 0
+    data: dict[str, Any] | None = None
+    evaluated: int | None = None
 
 
 class Trainer(abc.ABC):
@@ -83,7 +103,17 @@ class Trainer(abc.ABC):
             )
         self.total_steps = self._plan_steps()
         self._schedule = make_schedule(arguments, self.total_steps)
-        self._callbacks = list(callbacks)
+        self._callbacks = [*callbacks, *_stopping_callbacks(arguments)]
+        best_metric = arguments.best_metric
+        self.checkpoints = Checkpoints(
+            arguments.save_total_limit, best_metric, best_metric is not None and lower_is_better(best_metric)
+        )
+        self._identity: dict[str, Any] | None = None
+        self._place = Place()
+        self._saved_step = 0
+        self._last_checkpoint: Path | None = None
+        self._last_evaluation: dict[str, float] = {}
+        self._stop_reason: str | None = None
         self.state = self.configure_model(model)
         self._functions: TrainerConfigureFunctionOutput | None = None
 
@@ -114,6 +144,9 @@ class Trainer(abc.ABC):
         """Add to a batch on the device what the step needs besides; called before every step."""
         return device_batch
 
+    def prepare_run(self) -> None:  # noqa: B027  a hook: nothing to do unless a subclass has something
+        """Hook at the start of `train`, when it is known where the run begins and before its first evaluation."""
+
     def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
         """Hook before update number `step` (from 1)."""
         return state
@@ -126,15 +159,49 @@ class Trainer(abc.ABC):
     def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
         """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""
 
+    def checkpoint_arrays(self) -> dict[str, Any]:
+        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
+        return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
+
+    def restore_arrays(self, arrays: dict[str, Any]) -> None:
+        """Take back what `checkpoint_arrays` gave."""
+        frozen = split_trainable(self.state.model)[1]
+        self.state = arrays["state"].replace(model=join(arrays["state"].model, frozen))
+
+    def run_identity(self) -> dict[str, Any]:
+        """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
+        options = dataclasses.asdict(self.arguments)
+        shared = {name: value for name, value in options.items() if name not in OPTIONS_OF_A_SESSION}
+        return {"model": fingerprint(self.state.model), "updates": self.total_steps} | shared
+
     # Set-up.
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
-        """The state to train, on its mesh, in buffers of its own."""
-        policy = model.model if isinstance(model, EasyDeLState) else model
-        # A copy, so that no update touches the caller's buffers.
-        policy = jax.tree.map(lambda array: array.copy(), policy.shard(self.mesh))
+        """The state to train, on its mesh, trained parameters in buffers of their own."""
+        policy = self._with_adapters(model.model if isinstance(model, EasyDeLState) else model)
+        # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
+        policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
         return jax.device_put(state, tree_shardings(state, policy.partition_rules, self.mesh))
+
+    def _with_adapters(self, model: EasyDeLBaseModule) -> EasyDeLBaseModule:
+        """The model with the adapters that the options ask for."""
+        arguments = self.arguments
+        if arguments.lora_rank is None:
+            return model
+        if model.has_lora:
+            raise ValueError(
+                f"lora_rank={arguments.lora_rank}, but the model has adapters already: leave lora_rank out to train "
+                "those, or pass model.merge_lora() to train new ones on top of them."
+            )
+        return model.apply_lora_to_layers(
+            arguments.lora_rank,
+            arguments.lora_alpha,
+            arguments.lora_pattern,
+            dropout=arguments.lora_dropout,
+            use_rslora=arguments.use_rslora,
+            seed=arguments.lora_seed,
+        )
 
     def _plan_steps(self) -> int:
         """Updates the run is expected to make."""
@@ -154,10 +221,10 @@ class Trainer(abc.ABC):
         enable_compilation_cache()
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
-            sharded_training_step_function=jax.jit(train, donate_argnums=0, out_shardings=(self.state.shardings, None)),
+            sharded_training_step_function=compile_training_step(train, self.state.shardings),
             sharded_evaluation_step_function=jax.jit(evaluate),
             mesh=self.mesh,
-            checkpoint_manager=None,
+            checkpoint_manager=self.checkpoints,
         )
 
     @property
@@ -172,17 +239,107 @@ class Trainer(abc.ABC):
         """The model as trained so far."""
         return self.state.model
 
+    # Checkpoints.
+
+    def load_checkpoint(self, folder: str | Path) -> dict[str, Any]:
+        """Take the state of one of this run's checkpoints, e.g. `TrainerOutput.best_checkpoint`.
+
+        Returns:
+          The checkpoint's notes.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: it is of another run; names every difference.
+        """
+        folder = Path(folder)
+        notes = read_notes(folder)
+        refuse_other_run(folder, notes["identity"], self._identity or as_json(self.run_identity()))
+        self.restore_arrays(load_arrays(folder / ARRAYS, self.checkpoint_arrays()))
+        return notes
+
+    def _open_run(self, log: TrainingLog) -> None:
+        """Find the run's folder, and go on from a checkpoint where one is asked for."""
+        arguments = self.arguments
+        if arguments.save_directory is None:
+            return
+        where = arguments.save_directory, arguments.model_name
+        self._identity = as_json(self.run_identity())
+        checkpoint = None
+        if arguments.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(arguments.resume_from_checkpoint, *where)
+            if checkpoint is None:
+                logger.warning("there is no checkpoint of %s/%s yet: starting from the beginning.", *where)
+        if checkpoint is None:
+            self.run_folder = make_run_folder(*where)
+        else:
+            notes = self.load_checkpoint(checkpoint)
+            self._place = Place(**notes["place"])
+            log.restore(notes["log"])
+            run = run_of(checkpoint)
+            self.log_history[:] = read_log(run, self._place.step)
+            # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
+            self.run_folder = run if checkpoint == latest_checkpoint(run) else make_run_folder(*where)
+            write_log(self.run_folder, self.log_history)
+            self._last_checkpoint = checkpoint
+            logger.warning("going on from %s, update %d of %d.", checkpoint, self._place.step, self.total_steps)
+        self.checkpoints.open(self.run_folder)
+
+    def _save(self, log: TrainingLog) -> None:
+        with log.pause():
+            self._save_now(log)
+            self._notify("on_save", self._place.step, self._last_checkpoint)
+
+    def _save_now(self, log: TrainingLog) -> None:
+        place = self._place
+        notes = {
+            "place": dataclasses.asdict(place),
+            "log": log.notes(),
+            "identity": self._identity,
+            "options": dataclasses.asdict(self.arguments),
+        }
+        metrics = self._last_evaluation if place.evaluated == place.step else {}
+        self._last_checkpoint = self.checkpoints.save(place.step, self.checkpoint_arrays(), notes, metrics)
+        self._saved_step = place.step
+
+    def _save_last_good_state(self, log: TrainingLog) -> None:
+        """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
+        step = self._place.step
+        if self.run_folder is None or self._saved_step == step:
+            return
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+            logger.error(
+                "the state was lost with the update that failed; the last checkpoint is %s.", self._last_checkpoint
+            )
+            return
+        try:
+            self._save_now(log)
+            self.checkpoints.wait()
+        except Exception:
+            # The exception that ended the run is the one to show.
+            logger.exception("the state after update %d could not be saved.", step)
+        else:
+            logger.warning(
+                'the state after update %d is saved in %s; go on with resume_from_checkpoint="latest".',
+                step,
+                self._last_checkpoint,
+            )
+
     # The loop.
 
     def train(self) -> TrainerOutput:
         """Train to the end of the data or ``max_training_steps``, evaluating before, on schedule and after.
+
+        SIGINT and SIGTERM end the run after the update in progress, with a checkpoint; any exception out of a hook,
+        a callback or the data leaves one too, and reaches the caller.
 
         Returns:
           The final state, the last metrics and the whole log.
 
         Raises:
           NonFiniteError: the loss or gradient stayed non-finite; `self.state` is the last good state.
-          ValueError: there is no training set, or this trainer has trained before.
+          ValueError: there is no training set, this trainer has trained before, or the checkpoint to go on from is of
+            another run.
+          KeyboardInterrupt, SystemExit: a signal ended the run.
         """
         if self.dataloaders.train is None:
             raise ValueError("train() needs a train_dataset.")
@@ -191,38 +348,84 @@ class Trainer(abc.ABC):
                 f"this trainer has already made {int(self.state.step)} updates; make a new one, with trainer.model as "
                 "its model to train on from here."
             )
-        arguments = self.arguments
-        self.run_folder = arguments.make_run_folder()
-        self._callbacks += self._run_callbacks()
-        do_eval = bool(self.dataloaders.evaluation) and arguments.do_eval is not False
-        step = 0
-        self._notify("on_train_begin")
+        log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
+        self._open_run(log)
+        self.prepare_run()
+        # The log's own file comes first: a line is in it whatever a listener does.
+        self._callbacks = self._run_callbacks() + self._callbacks
         try:
-            if do_eval:
-                self.evaluate()
-            log = TrainingLog(arguments.log_steps, arguments.max_nonfinite_steps, self._log_window)
-            for step, (batch, device_batch) in enumerate(self._training_batches(), start=1):
-                metrics, is_nonfinite = self._update(batch, device_batch, step)
-                log.add(step, metrics, is_nonfinite, self.batch_statistics(batch))
-                self._notify("on_step_end", step)
-                if do_eval and arguments.evaluation_steps and step % arguments.evaluation_steps == 0:
-                    with log.pause():
-                        self.evaluate()
-            log.write_all()
-            if do_eval and not (arguments.evaluation_steps and step % arguments.evaluation_steps == 0):
-                self.evaluate()
+            with StopSignals() as signals:
+                self._notify("on_train_begin")
+                self._run(log, signals)
+        except SelfCheckError:
+            raise
+        except BaseException:
+            self._save_last_good_state(log)
+            raise
         finally:
             self._notify("on_train_end")
-        if step < self.total_steps:
-            logger.warning("the data ended after %d of %d planned updates: rows were dropped.", step, self.total_steps)
+            best = self.checkpoints.best
+            self.checkpoints.close()
         last: dict[str, float] = {}
         for line in self.log_history:
             last |= {name: value for name, value in line.items() if name != "step"}
-        return TrainerOutput(self.state, last, self.log_history, self.run_folder)
+        return TrainerOutput(
+            state=self.state,
+            metrics=last,
+            last_checkpoint=self._last_checkpoint,
+            best_checkpoint=best,
+            log_history=self.log_history,
+            run_folder=self.run_folder,
+            stop_reason=self._stop_reason,
+        )
 
-    def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch]]:
+    def stop(self, reason: str) -> None:
+        """End the run after the update in progress, with its last evaluation and checkpoint; for callbacks."""
+        self._stop_reason = self._stop_reason or reason
+
+    def _run(self, log: TrainingLog, signals: StopSignals) -> None:
+        arguments, place = self.arguments, self._place
+        self._evaluate_if_due(log, is_last=False)
+        for batch, device_batch, position in self._training_batches():
+            metrics, is_nonfinite = self._update(batch, device_batch, place.step + 1)
+            place.step, place.data = place.step + 1, position
+            log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
+            self._notify("on_step_end", place.step)
+            if signals.received is not None:
+                break
+            self._evaluate_if_due(log, is_last=self._is_over())
+            # An evaluation may have stopped the run.
+            if arguments.save_steps is not None and (self._is_over() or place.step % arguments.save_steps == 0):
+                self._save(log)
+            if self._stop_reason is not None:
+                logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
+                break
+        if signals.received is not None:
+            log.write_all()
+            raise interruption(signals.received, f"{signals.received.name} after update {place.step}")
+        self._evaluate_if_due(log, is_last=True)
+        log.write_all()
+        if place.step < self.total_steps and self._stop_reason is None:
+            logger.warning(
+                "the data ended after %d of %d planned updates: rows were dropped.", place.step, self.total_steps
+            )
+
+    def _is_over(self) -> bool:
+        return self._place.step == self.total_steps or self._stop_reason is not None
+
+    def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
+        """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
-        return self._on_device(itertools.islice(self.dataloaders.train, self.total_steps))
+        batches = self.dataloaders.train.iterate(self._place.data)
+        positions: collections.deque[dict[str, Any]] = collections.deque()
+
+        def remember_positions() -> Iterator[Batch]:
+            for batch in itertools.islice(batches, self.total_steps - self._place.step):
+                positions.append(batches.position())
+                yield batch
+
+        for batch, device_batch in self._on_device(remember_positions()):
+            yield batch, device_batch, positions.popleft()
 
     def _update(self, batch: Batch, device_batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
         """One update between its two hooks: the metrics to log, and whether it had to be skipped."""
@@ -235,6 +438,19 @@ class Trainer(abc.ABC):
             self.check_first_step(device_batch, jax.device_get(metrics))
         self.state, metrics = self.on_step_end(self.state, metrics, step)
         return metrics, is_nonfinite
+
+    def _evaluate_if_due(self, log: TrainingLog, is_last: bool) -> None:
+        step, every, place = self._place.step, self.arguments.evaluation_steps, self._place
+        if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == step:
+            return
+        if step == 0 or is_last or (every is not None and step % every == 0):
+            with log.pause():
+                self._last_evaluation = self.evaluate()
+            best = self.arguments.best_metric
+            if best is not None and best not in self._last_evaluation:
+                known = ", ".join(sorted(self._last_evaluation))
+                raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
+            place.evaluated = step
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Evaluate on `dataset`, or on every set given at construction.
@@ -264,11 +480,20 @@ class Trainer(abc.ABC):
             prefix = f"eval/{name}/" if name else "eval/"
             results |= {prefix + key: value for key, value in numbers.items()}
         self._log({"step": int(self.state.step)} | results)
+        self._notify("on_evaluate", results)
         return results
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as trained so far and its tokenizer as a Hugging Face folder."""
+        """Write the model as trained so far, adapters merged, and its tokenizer as a Hugging Face folder."""
         self.model.save_pretrained(folder)
+        self._save_tokenizer(folder)
+
+    def save_adapter(self, folder: str | Path, **options: Any) -> None:
+        """Write the adapters as trained so far and the tokenizer; `options` are those of the model's `save_adapter`."""
+        self.model.save_adapter(folder, **options)
+        self._save_tokenizer(folder)
+
+    def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
@@ -292,13 +517,14 @@ class Trainer(abc.ABC):
 
     def _log_window(self, window: LogWindow) -> None:
         assert self.dataloaders.train is not None
-        means, seconds = window.metrics.means() | self.dataloaders.train.counters(), window.seconds
+        means, seconds = window.means() | self.dataloaders.train.counters(), window.seconds
+        tokens = window.total(lambda statistics: statistics.tokens)
         line = {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": float(self._schedule(window.last_step - 1)),
-            "train/num_tokens": window.tokens,
-            "train/tokens_per_second": window.tokens / seconds,
-            "train/pairs_per_second": window.examples / seconds,
-            "train/mfu": window.flops / seconds / peak_flops(self.mesh),
+            "train/num_tokens": tokens,
+            "train/tokens_per_second": tokens / seconds,
+            "train/pairs_per_second": window.total(lambda statistics: statistics.examples) / seconds,
+            "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / peak_flops(self.mesh),
         }
         if self.dataloaders.steps_per_epoch is not None:
             epoch = window.last_step / self.dataloaders.steps_per_epoch
@@ -312,3 +538,12 @@ class Trainer(abc.ABC):
     def _notify(self, event: str, *arguments: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(self, *arguments)
+
+
+def _stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = []
+    if arguments.early_stopping_patience is not None and arguments.best_metric is not None:
+        callbacks.append(EarlyStopping(arguments.best_metric, arguments.early_stopping_patience))
+    if arguments.max_training_seconds is not None:
+        callbacks.append(TimeLimit(arguments.max_training_seconds))
+    return callbacks

@@ -19,10 +19,26 @@ DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, Any]
 
 
+class BatchIterator(Protocol):
+    """Batches in an order, and the place in it."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def position(self) -> dict[str, Any]:
+        """The place right after the last batch given, in JSON types; see `BatchLoader.iterate`."""
+        ...
+
+
 class BatchLoader(Protocol):
     """Batches that can be iterated any number of times, and what was counted on the latest pass."""
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+    def iterate(self, position: dict[str, Any] | None = None) -> BatchIterator:
+        """The batches from the beginning, or those that follow a position."""
+        ...
 
     def counters(self) -> dict[str, float]: ...
 
@@ -49,7 +65,8 @@ class TrainerConfigureFunctionOutput:
     """Compiled steps and what they run on.
 
     Attributes:
-      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up.
+      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up, but for
+        parameters that are not trained.
       sharded_evaluation_step_function: ``(state, batch) -> metrics``.
       mesh: the devices.
       checkpoint_manager: writes checkpoints, or None when the run keeps none.
@@ -87,14 +104,20 @@ class TrainerOutput:
     Attributes:
       state: the final state; its ``model`` is the trained one.
       metrics: the last ``train/…`` and ``eval/…`` numbers.
+      last_checkpoint: folder of the latest checkpoint, or None where the run keeps none.
+      best_checkpoint: folder of the best by `best_metric`, or None.
       log_history: every line that was logged.
       run_folder: where the files are, or None.
+      stop_reason: why the run ended before its last update, or None.
     """
 
     state: EasyDeLState
     metrics: dict[str, float]
+    last_checkpoint: Path | None
+    best_checkpoint: Path | None
     log_history: list[LogLine]
     run_folder: Path | None
+    stop_reason: str | None
 
 
 class NonFiniteError(RuntimeError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import re
 from typing import Any, Literal
 
 from easydel.trainers.field_checks import check_types, require
 
 Tracker = Literal["tensorboard"]
+# What only an adapter honours.
+LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lora_seed")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,8 +49,23 @@ class TrainingArguments:
     """A different order of rows each epoch; False keeps the file's order."""
     shuffle_seed_train: int = 64871
     """Seed of that order."""
+    shuffle_buffer_size: int = 10_000
+    """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
     max_dropped_share: float = 0.05
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
+
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank and leave the weights as they are (LoRA); none trains all weights."""
+    lora_alpha: float | None = None
+    """The adapters' output is scaled by lora_alpha / lora_rank; none takes twice the rank."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs that a training step leaves out."""
+    lora_pattern: str | None = None
+    """Layers that get adapters, a regular expression such as "q_proj|v_proj"; none takes all of the decoder layers."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
+    lora_seed: int = 0
+    """Seed of the adapters' start and of their dropout."""
 
     gradient_checkpointing: bool = True
     """Keep one activation a layer and rebuild the rest in the backward pass; less memory, a little more time."""
@@ -61,6 +78,12 @@ class TrainingArguments:
     """Also evaluate every so many updates."""
     log_steps: int = 1
     """Updates of one line in the log."""
+    best_metric: str | None = None
+    """Metric of the evaluations that marks the best checkpoint, e.g. eval/loss; what ends in loss is better low."""
+    early_stopping_patience: int | None = None
+    """End the run after this many evaluations in a row without a better best_metric."""
+    max_training_seconds: float | None = None
+    """End the run after this time, with a last evaluation and checkpoint."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers besides metrics.jsonl."""
     progress_bar: bool = True
@@ -69,6 +92,12 @@ class TrainingArguments:
     """Where run folders go; None writes no files."""
     model_name: str = "dpo"
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
+    save_steps: int | None = None
+    """Write a checkpoint every so many updates and at the end; None only when the run is interrupted or fails."""
+    save_total_limit: int | None = None
+    """Keep this many of the latest checkpoints, and the best; None keeps all."""
+    resume_from_checkpoint: str | None = None
+    """Go on from a checkpoint: latest, a run folder or a checkpoint folder; latest starts anew where there is none."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -78,9 +107,17 @@ class TrainingArguments:
             "num_train_epochs",
             "log_steps",
             "max_nonfinite_steps",
+            "shuffle_buffer_size",
         ):
             require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
-        for field in ("eval_batch_size", "max_training_steps", "evaluation_steps"):
+        for field in (
+            "eval_batch_size",
+            "max_training_steps",
+            "evaluation_steps",
+            "early_stopping_patience",
+            "save_steps",
+            "save_total_limit",
+        ):
             value = getattr(self, field)
             require(value is None or value >= 1, field, value, "None or a whole number of at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
@@ -89,7 +126,15 @@ class TrainingArguments:
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "a whole number of at least 0")
         require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
         require(0 <= self.max_dropped_share <= 1, "max_dropped_share", self.max_dropped_share, "a share from 0 to 1")
+        require(
+            0 <= self.shuffle_seed_train < 2**32,
+            "shuffle_seed_train",
+            self.shuffle_seed_train,
+            "a whole number from 0 to 4294967295",
+        )
+        self._check_shuffling()
         require(bool(self.model_name), "model_name", self.model_name, "a folder name")
+        self._check_lora()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} and warmup_ratio={self.warmup_ratio} both set the warm-up; "
@@ -101,21 +146,99 @@ class TrainingArguments:
             )
         if self.report_to and self.save_directory is None:
             raise ValueError(f"report_to={self.report_to} needs a folder to write to; set save_directory.")
+        if self.save_directory is None and self.model_name != "dpo":
+            raise ValueError(
+                f"model_name={self.model_name!r} has no effect with save_directory=None, which writes no files; "
+                "leave it out or set save_directory."
+            )
+        if self.gradient_accumulation_steps > self.total_batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts are more than the "
+                f"total_batch_size={self.total_batch_size} pairs of an update; set it to that or less."
+            )
+        self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
         from easydel.trainers.optimizers import check_optimizer_kwargs
 
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
 
-    def make_run_folder(self) -> Path | None:
-        """A new folder for this run: ``save_directory/model_name``, numbered when that exists."""
-        if self.save_directory is None:
-            return None
-        base = Path(self.save_directory).expanduser() / self.model_name
-        folder, number = base, 1
-        while True:
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                number += 1
-                folder = base.with_name(f"{base.name}-{number}")
+    def _check_checkpoints(self) -> None:
+        """That checkpoints, the best of them and early stopping have what they need."""
+        seconds = self.max_training_seconds
+        require(seconds is None or seconds > 0, "max_training_seconds", seconds, "None or a number of seconds above 0")
+        for field in ("save_steps", "resume_from_checkpoint"):
+            if getattr(self, field) is not None and self.save_directory is None:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} needs a folder for checkpoints; set save_directory."
+                )
+        if self.save_total_limit is not None and self.save_steps is None:
+            raise ValueError(
+                f"save_total_limit={self.save_total_limit} has no effect without checkpoints; set save_steps."
+            )
+        if self.early_stopping_patience is not None and self.best_metric is None:
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} needs a metric to judge by; set best_metric, "
+                'for example "eval/loss".'
+            )
+        if self.best_metric is None:
+            return
+        require(self.best_metric.startswith("eval/"), "best_metric", self.best_metric, 'a metric such as "eval/loss"')
+        if self.evaluation_steps is None:
+            raise ValueError(f"best_metric={self.best_metric!r} needs evaluations to compare; set evaluation_steps.")
+        if self.early_stopping_patience is None and self.save_total_limit is None:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} has no effect: all checkpoints are kept and nothing stops early. "
+                "Set save_total_limit, so that the best one is kept besides the latest, or early_stopping_patience."
+            )
+        if self.save_steps is not None and self.save_steps % self.evaluation_steps:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} rates a checkpoint by the evaluation at its step, but "
+                f"save_steps={self.save_steps} is no multiple of evaluation_steps={self.evaluation_steps}."
+            )
+
+    def _check_shuffling(self) -> None:
+        if self.shuffle_train_dataset:
+            return
+        for field in ("shuffle_seed_train", "shuffle_buffer_size"):
+            default = type(self).__dataclass_fields__[field].default
+            if getattr(self, field) != default:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} has no effect with shuffle_train_dataset=False; leave it at "
+                    f"{default} or set shuffle_train_dataset=True."
+                )
+
+    def check_order(self, *, by_number: bool) -> None:
+        """Refuse options that do not go with a training set that can, or cannot, be read by number.
+
+        Raises:
+          ValueError: a stream without `max_training_steps`, or a window for data that is shuffled whole.
+        """
+        if not by_number and self.max_training_steps is None:
+            raise ValueError(
+                "the training set can only be read in order, so its number of rows is unknown; set max_training_steps."
+            )
+        if by_number and self.shuffle_buffer_size != type(self).__dataclass_fields__["shuffle_buffer_size"].default:
+            raise ValueError(
+                f"shuffle_buffer_size={self.shuffle_buffer_size} has no effect: the training set can be read by "
+                "number, so it is shuffled whole. Leave it out."
+            )
+
+    def _check_lora(self) -> None:
+        rank, alpha = self.lora_rank, self.lora_alpha
+        require(rank is None or rank >= 1, "lora_rank", rank, "None or a whole number of at least 1")
+        require(alpha is None or alpha > 0, "lora_alpha", alpha, "None or a number above 0")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
+        require(self.lora_seed >= 0, "lora_seed", self.lora_seed, "a whole number of at least 0")
+        try:
+            re.compile(self.lora_pattern or "")
+        except re.error as error:
+            raise ValueError(f"lora_pattern={self.lora_pattern!r} is no regular expression: {error}.") from error
+        if rank is not None:
+            return
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in LORA_OPTIONS and value != field.default:
+                raise ValueError(
+                    f"{field.name}={value!r} has no effect with lora_rank=None, which trains all weights; set "
+                    f"lora_rank, for example to 16, or leave {field.name} at {field.default!r}."
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -53,6 +54,28 @@ def test_a_run_leaves_a_model_that_loads_and_its_log(model_folder, train_file, t
     assert load_tokenizer(output / "model").encode("Four.") == load_tokenizer(model_folder).encode("Four.")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert next(line["train/loss"] for line in lines if "train/loss" in line) == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_run_on_a_mixture_says_how_many_rows_it_takes(model_folder, train_file, tmp_path, capsys):
+    more = write_rows(tmp_path / "more.jsonl", ROWS * 4)
+    command = ["dpo", "--model", str(model_folder), "--no-progress-bar", "--output", str(tmp_path / "out")]
+    mixed = ["--train-dataset", f"{train_file}=1", f"{more}=2", "--total-batch-size", "2", "--max-training-steps", "1"]
+    assert main([*command, *mixed]) == 0
+    rows = len(train_file.read_text().splitlines())
+    shown = capsys.readouterr().out
+    # The pattern is more, train, more; one more row of the longer file comes before train is due again.
+    assert f"mixture: {rows} of {rows} rows of {train_file}; {2 * rows + 1} of {4 * rows} rows of {more}" in shown
+
+
+def test_a_weight_of_zero_and_a_stream_without_an_end_stop_before_the_weights(
+    model_folder, train_file, tmp_path, no_weights, capsys
+):
+    assert dpo(model_folder, f"{train_file}=0") == 2
+    assert f"{train_file}=0 in train_dataset: expected a weight above 0" in capsys.readouterr().err
+    packed = tmp_path / "train.jsonl.gz"
+    packed.write_bytes(gzip.compress(train_file.read_bytes()))
+    assert dpo(model_folder, packed) == 2
+    assert "set max_training_steps" in capsys.readouterr().err
 
 
 def test_show_prints_the_row_without_loading_weights(model_folder, train_file, no_weights, capsys):

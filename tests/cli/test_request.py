@@ -76,6 +76,32 @@ def test_evaluation_sets_may_have_names():
     assert "a name of its own" in refusal([*NEEDED, "--eval-dataset", "easy=a.jsonl", "b.jsonl"])
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.jsonl"], "a.jsonl"),
+        (["a.jsonl", "dir/step=3.jsonl"], ["a.jsonl", "dir/step=3.jsonl"]),
+        (["data/a.jsonl=0.7", "s3://b/*.parquet=3e-1"], {"data/a.jsonl": 0.7, "s3://b/*.parquet": 0.3}),
+        (["a=b.jsonl=2"], {"a=b.jsonl": 2.0}),
+    ],
+)
+def test_files_to_train_on_may_have_weights(words, expected):
+    run, _ = read_request(["--model", "m", "--train-dataset", *words])
+    assert run.train_dataset == expected
+    one_by_one = [word for file in words for word in ("--train-dataset", file)]
+    assert read_request(["--model", "m", *one_by_one])[0].train_dataset == expected
+
+
+def test_a_configuration_file_gives_weights_as_a_mapping(config_file):
+    run, _ = read_request(["--config", config_file("model: m\ntrain_dataset: {a.jsonl: 0.7, 'b c/*.csv': 1}")])
+    assert run.train_dataset == {"a.jsonl": 0.7, "b c/*.csv": 1.0}
+
+
+def test_one_weight_for_two_files_is_refused():
+    message = refusal(["--model", "m", "--train-dataset", "a.jsonl=1", "b.jsonl"])
+    assert "--train-dataset a.jsonl=1 b.jsonl: give every value a number of its own" in message
+
+
 def test_a_file_gives_options_and_flags_win_over_it(config_file):
     path = config_file("""
         model: from-file

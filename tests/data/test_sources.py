@@ -1,8 +1,11 @@
 """Sources read the same rows whatever the format, by number and in order, and say where a row is."""
 
+import bz2
+import contextlib
 import csv
 import gzip
 import json
+import lzma
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easydel.data import byte_index
-from easydel.data.faults import DataError
+from easydel.data.faults import DataError, UnreadableRow
 from easydel.data.files import CompressedJsonLinesSource, CsvSource, JsonLinesSource, JsonSource, ParquetSource
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.open_source import open_source
@@ -199,6 +202,34 @@ def test_a_csv_row_with_too_few_fields_is_named_by_its_line(tmp_path):
         source[1]
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_csv_field_may_be_of_any_length(tmp_path, delimiter):
+    limit = csv.field_size_limit()
+    path = tmp_path / ("a.csv" if delimiter == "," else "a.tsv")
+    rows = [
+        {"a": "é, \t" * 200_000, "b": 'with "quotes"\nand lines', "c": ""},
+        {"a": "12", "b": "null", "c": "1e5"},
+        {"a": "", "b": "NA", "c": "x" * (limit + 1)},
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    source = open_source(path)
+    assert list(source) == rows == [source[n] for n in range(3)]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_csv_file_in_another_encoding_is_named(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("prömpt,chosen\nä,b\n", encoding=encoding)
+    with pytest.raises(DataError, match=r"a\.csv: the first line.*is not UTF-8 text.*Save the file as UTF-8"):
+        list(open_source(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_bytes("prompt,chosen\nä,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"b\.csv, line 2 cannot be read"):
+        list(open_source(tmp_path / "b.csv"))
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 @pytest.mark.parametrize("content", [b"", b"not that format at all"])
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content):
@@ -207,15 +238,73 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content)
         open_source(tmp_path / name)[0]
 
 
-def test_the_arrow_copy_of_a_parquet_file_goes_with_the_source(tmp_path):
-    write_parquet(tmp_path / "a.parquet")
+def test_only_the_row_groups_asked_for_are_copied_and_the_copies_go_with_the_source(tmp_path):
+    write_parquet(tmp_path / "a.parquet")  # three rows a group
     source = ParquetSource(tmp_path / "a.parquet")
-    assert source[1] == ROWS[1]
+    assert list(source) == ROWS
     (file,) = source._files.values()
-    copy = file._copy.path
+    assert not file._copies
+    assert [source[n] for n in (1, 6, 2)] == [ROWS[1], ROWS[6], ROWS[2]]
+    assert file._copies.keys() == {0, 2}
+    copy = file._copies[0].path
     assert copy.exists()
     del source, file
     assert not copy.exists()
+
+
+def damage(path, start, size=200):
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(255 - byte for byte in content[start : start + size])
+    path.write_bytes(content)
+
+
+LONG = [{"text": f"{n} " + "".join(chr(97 + (n * m) % 26) for m in range(900))} for n in range(3000)]
+
+
+def test_damaged_pages_of_a_parquet_file_are_an_error_with_its_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(LONG), path, row_group_size=1000, use_dictionary=False)
+    damage(path, path.stat().st_size // 2)
+    source = ParquetSource(path)
+    for read in (lambda: list(source), lambda: source[1500], lambda: list(source.open_shard_at_row(str(path), 10))):
+        with pytest.raises(DataError, match=r"a\.parquet is damaged"):
+            read()
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_an_arrow_file_that_was_cut_short_is_an_error_with_its_name(tmp_path, new):
+    path, table = tmp_path / "a.arrow", pa.Table.from_pylist(LONG)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"a\.arrow .*cut short"):
+        open_source(path)[0]
+
+
+@pytest.mark.parametrize(("suffix", "module"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+@pytest.mark.parametrize("how", ["cut short", "damaged", "not packed"])
+def test_a_compressed_file_that_cannot_be_unpacked_is_an_error_with_its_name(tmp_path, suffix, module, how):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    with module.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in LONG)
+    if how == "cut short":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "damaged":
+        damage(path, path.stat().st_size // 2)
+    else:
+        write_jsonl(path)
+    rows = iter(open_source(path))
+    with pytest.raises(DataError, match=rf"a\.jsonl\.{suffix} is damaged or was cut short"):
+        while True:
+            # gzip looks at its checksum only at the end; until then damage shows as lines that are not JSON.
+            with contextlib.suppress(UnreadableRow):
+                next(rows)
+
+
+def test_an_unsupported_compression_is_answered_with_the_known_ones(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst has no known suffix; expected one of .*\.jsonl\.gz"):
+        open_source(tmp_path / "a.jsonl.zst")
 
 
 def test_nested_messages_survive_parquet(tmp_path):

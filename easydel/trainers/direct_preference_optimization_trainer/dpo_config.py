@@ -60,6 +60,11 @@ class DPOConfig(TrainingArguments):
     chat_template_kwargs: dict[str, Any] | None = None
     """More arguments of the chat template, e.g. enable_thinking; a row's own column wins key by key."""
 
+    eval_samples: int = 0
+    """Prompts of each evaluation set, its first ones, that the model answers at every evaluation (samples.jsonl)."""
+    eval_sample_tokens: int = 128
+    """Most tokens of such an answer."""
+
     packing: bool = True
     """Put several pairs into one row; changes speed and memory, not results."""
     share_prompt: bool = True
@@ -71,6 +76,12 @@ class DPOConfig(TrainingArguments):
         self._check_objective()
         require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
         self._check_sync()
+        require(self.eval_samples >= 0, "eval_samples", self.eval_samples, "a whole number of at least 0")
+        require(self.eval_sample_tokens >= 1, "eval_sample_tokens", self.eval_sample_tokens, "at least 1 token")
+        if self.eval_samples == 0 and self.eval_sample_tokens != 128:
+            raise ValueError(
+                f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."
+            )
         self._check_precompute()
         for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, field)

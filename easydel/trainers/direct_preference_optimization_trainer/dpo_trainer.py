@@ -13,23 +13,27 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
-from easydel.data.columnar import rows_of_columns
-from easydel.data.faults import DataError, FaultTally, RowFault
+from easydel.data.collate import Collator, ColumnCollator, RowCollator
+from easydel.data.faults import FaultTally
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
-from easydel.data.packing import Batch, PackingLayout, pack
+from easydel.data.packing import Batch, PackingLayout
 from easydel.data.pair_keys import slot_keys
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
+from easydel.data.template_options import refuse_inert_template_options
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
+from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import data_parallel_size, put_batch
+from easydel.infra.trainable import join
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
-from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for
+from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for, split_moving
 from easydel.trainers.direct_preference_optimization_trainer.reference_scorer import ReferenceScorer
+from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
 from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch, ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
@@ -62,8 +66,8 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: the tokenizer.
-      reference_state: the frozen reference; None when the run is reference-free, or no longer needs it because its
-        log-probs were precomputed.
+      reference_state: the frozen reference; None when the run is reference-free, when the reference is the policy with
+        adapters off, and when its log-probs were precomputed.
       padding_value: token id that fills rows.
 
     Raises:
@@ -99,6 +103,8 @@ class DPOTrainer(Trainer):
             raise TypeError(f"arguments is a {type(arguments).__name__}, expected a DPOConfig.")
         if processing_class is None:
             raise ValueError("processing_class is None; pass the model's tokenizer.")
+        if data_collator is not None:
+            _refuse_layout_options(arguments)
         self.padding_value = _padding_value(arguments, processing_class)
         self.processing_class = processing_class
         self.arguments = arguments
@@ -108,10 +114,12 @@ class DPOTrainer(Trainer):
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         _warn_of_length(arguments.max_length, policy)
+        if arguments.eval_samples:
+            self._callbacks.append(self._sample_answers())
         if arguments.reference_free and reference_model is not None:
             raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
         self._reference = ReferenceScorer(
-            None if arguments.reference_free else reference_for(policy, reference_model, self.mesh),
+            None if arguments.reference_free else reference_for(policy, reference_model, self.mesh, self.model),
             self.mesh,
             ld_alpha=arguments.ld_alpha,
             micro_batches=arguments.gradient_accumulation_steps,
@@ -142,10 +150,13 @@ class DPOTrainer(Trainer):
                 self._train_dataset,
                 batch_size=arguments.total_batch_size,
                 shuffle_seed=arguments.shuffle_seed_train if arguments.shuffle_train_dataset else None,
+                shuffle_buffer_size=arguments.shuffle_buffer_size,
                 num_epochs=arguments.num_train_epochs,
             )
-            steps = -(-len(train) * arguments.num_train_epochs // arguments.total_batch_size)
-            steps_per_epoch = len(train) / arguments.total_batch_size
+            arguments.check_order(by_number=not train.is_stream)
+            if not train.is_stream:
+                steps = -(-len(train) * arguments.num_train_epochs // arguments.total_batch_size)
+                steps_per_epoch = len(train) / arguments.total_batch_size
         sets = self._eval_dataset if isinstance(self._eval_dataset, Mapping) else {"": self._eval_dataset}
         evaluation = {name: self.evaluation_loader(data) for name, data in sets.items() if data is not None}
         return TrainerConfigureDataloaderOutput(train, evaluation, steps, steps_per_epoch)
@@ -157,28 +168,51 @@ class DPOTrainer(Trainer):
     def _loader(self, dataset: PreferenceData, **order: Any) -> PreferenceLoader:
         source: ShardedDataSource
         source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
-        if not source.has_random_access:
-            raise DataError(
-                "the data can only be read in order, so it cannot be shuffled or counted: give an uncompressed file "
-                "or a datasets.Dataset."
-            )
         share, transform = self.arguments.max_dropped_share, self._transform()
         check_first_rows(source, transform, share)
+        refuse_inert_template_options(source, transform)
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
         """`Trainer.train`; at its end, says which rows were dropped and why."""
-        arguments = self.arguments
-        if arguments.precompute_ref_log_probs and self.dataloaders.train is not None:
-            sets = data_of_run(self.dataloaders, self.total_steps, do_eval=arguments.do_eval is not False)
-            with jax.set_mesh(self.mesh):
-                precompute(self._reference, sets, self._on_device, show_progress=arguments.progress_bar)
         with self._reference.settled():
             output = super().train()
         for name, loader in {"train_dataset": self.dataloaders.train, **self.dataloaders.evaluation}.items():
             if isinstance(loader, PreferenceLoader) and loader.tally.dropped:
                 logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
         return output
+
+    def prepare_run(self) -> None:
+        """Score everything by the reference, and let go of it, where that is to be done before training."""
+        arguments = self.arguments
+        if not arguments.precompute_ref_log_probs:
+            return
+        sets = data_of_run(self.dataloaders, self.total_steps, do_eval=arguments.do_eval is not False)
+        with jax.set_mesh(self.mesh):
+            precompute(self._reference, self.model, sets, self._on_device, show_progress=arguments.progress_bar)
+
+    def run_identity(self) -> dict[str, Any]:
+        """`Trainer.run_identity` with the training data and the reference."""
+        identity = super().run_identity()
+        if isinstance(self.dataloaders.train, PreferenceLoader):
+            identity["train_dataset"] = self.dataloaders.train.identity()
+        if self.reference_state is not None and not self._reference.is_start:
+            identity["reference_model"] = fingerprint(self.reference_state.model)
+        return identity
+
+    def checkpoint_arrays(self) -> dict[str, Any]:
+        """`Trainer.checkpoint_arrays` with the reference where it moves."""
+        arrays = super().checkpoint_arrays()
+        if self.arguments.sync_ref_model:
+            arrays["reference"] = split_moving(self._reference.model(self.model), self.model)[0]
+        return arrays
+
+    def restore_arrays(self, arrays: dict[str, Any]) -> None:
+        """Take back what `checkpoint_arrays` gave."""
+        super().restore_arrays(arrays)
+        if self.arguments.sync_ref_model:
+            still = split_moving(self._reference.model(self.model), self.model)[1]
+            self.reference_state = EasyDeLState.create(join(arrays["reference"], still))
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """`Trainer.evaluate`; log-probs of the reference that are new are kept for the next time."""
@@ -204,7 +238,12 @@ class DPOTrainer(Trainer):
             "micro_batches": arguments.gradient_accumulation_steps,
         }
         return (
-            functools.partial(training_step, remat=arguments.gradient_checkpointing, **shared),
+            functools.partial(
+                training_step,
+                remat=arguments.gradient_checkpointing,
+                dropout_seed=arguments.lora_seed,
+                **shared,
+            ),
             functools.partial(evaluation_step, **shared),
         )
 
@@ -224,8 +263,19 @@ class DPOTrainer(Trainer):
                     "ref_rejected_logps; drop the columns or set reference_free=False."
                 )
             return prepared
-        chosen, rejected = self._reference(batch, device_batch)
+        chosen, rejected = self._reference(state.model, batch, device_batch)
         return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _sample_answers(self) -> SampleAnswers:
+        arguments, sets = self.arguments, self.dataloaders.evaluation
+        if not sets:
+            raise ValueError(f"eval_samples={arguments.eval_samples} has no effect without an eval_dataset; give one.")
+        pairs = {
+            name: loader.first_pairs(arguments.eval_samples)
+            for name, loader in sets.items()
+            if isinstance(loader, PreferenceLoader)
+        }
+        return SampleAnswers(pairs, self.processing_class, arguments.eval_sample_tokens)
 
     @property
     def tally(self) -> FaultTally:
@@ -246,9 +296,8 @@ class DPOTrainer(Trainer):
         """
         arguments = self.arguments
         if arguments.sync_ref_model and step % arguments.ref_model_sync_steps == 0:
-            assert self.reference_state is not None  # DPOConfig refuses a sync without a reference
-            mixed = mix(state.model, self.reference_state.model, arguments.ref_model_mixup_alpha)
-            self.reference_state = self.reference_state.replace(model=mixed)
+            mixed = mix(state.model, self._reference.model(state.model), arguments.ref_model_mixup_alpha)
+            self.reference_state = EasyDeLState.create(mixed)
         return state, metrics
 
     def compute_reference_log_probs(
@@ -257,16 +306,15 @@ class DPOTrainer(Trainer):
         """Summed log-probabilities of a batch's completions under the reference, in nats, float32.
 
         Args:
-          state: part of the documented signature; the reference is the trainer's own.
+          state: its model with adapters off is the reference where there is no `reference_state`; else not used.
           padded_batch: a batch of this trainer's collate functions.
 
         Returns:
           ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
         """
-        del state
         batch = {key: np.asarray(value) for key, value in padded_batch.items()}
         with self._reference.settled(), jax.set_mesh(self.mesh):
-            sides = self._reference(batch, put_batch(batch, self.mesh))
+            sides = self._reference(state.model, batch, put_batch(batch, self.mesh))
         order = batch["pair_order"]
         places = np.argsort(order[order >= 0])
         chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in sides)
@@ -274,8 +322,8 @@ class DPOTrainer(Trainer):
 
     def create_grain_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
-    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch.
+    ) -> RowCollator:
+        """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch; worker processes can run it.
 
         Args:
           max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
@@ -285,11 +333,11 @@ class DPOTrainer(Trainer):
           DataError: from the function, when a row cannot be used; it has no place to count dropped rows.
         """
         transform = self._collect_transform(max_sequence_length, truncation_mode)
-        return functools.partial(collate_rows, transform=transform, collate=self._collate)
+        return RowCollator(transform, self._collator)
 
     def create_tfds_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
-    ) -> Callable[[Mapping[str, Any]], Batch]:
+    ) -> ColumnCollator:
         """A function for the batches of TFDS and ``tf.data``: a dict of columns -> the batch of the Grain function.
 
         Columns are arrays or lists with one entry a row: byte strings, text, token ids or chat messages.
@@ -301,8 +349,7 @@ class DPOTrainer(Trainer):
         Raises:
           DataError: from the function, when a row cannot be used.
         """
-        collate = self.create_grain_collect_function(max_sequence_length, truncation_mode)
-        return lambda columns: collate(rows_of_columns(columns))
+        return ColumnCollator(self.create_grain_collect_function(max_sequence_length, truncation_mode))
 
     def _collect_transform(self, max_sequence_length: int, truncation_mode: str) -> PreferenceTransform:
         half = max(1, max_sequence_length // 2)
@@ -343,46 +390,28 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
-        batch = self._collate_tokens(pairs)
+        batch = self._collator(pairs)
         # Without it a collate function of the caller's own leaves open which pair went where.
         return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
 
-    def _collate_tokens(self, pairs: Sequence[PreferencePair]) -> Batch:
-        vocabulary = self.model.config.vocab_size
-        for pair in pairs:
-            largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-            if largest >= vocabulary:
-                raise DataError(
-                    f"row {pair.index} holds token id {largest}, but the model has {vocabulary} tokens: "
-                    "processing_class is not this model's tokenizer."
-                )
-        if self.data_collator is not None:
-            return self.data_collator(pairs)
-        return pack(
-            pairs,
-            PackingLayout(
-                padding_value=self.padding_value,
-                packing=self.arguments.packing,
-                share_prompt=self.arguments.share_prompt,
-                row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
-            ),
+    @functools.cached_property
+    def _collator(self) -> Collator:
+        layout = PackingLayout(
+            padding_value=self.padding_value,
+            packing=self.arguments.packing,
+            share_prompt=self.arguments.share_prompt,
+            row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
         )
+        return Collator(layout, self.model.config.vocab_size, self.data_collator)
 
 
-def collate_rows(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    transform: PreferenceTransform,
-    collate: Callable[[Sequence[PreferencePair]], Batch],
-) -> Batch:
-    """Tokenise rows and make one batch of them; a row that cannot be used is an error."""
-    pairs = []
-    for index, row in enumerate(rows):
-        pair = transform(row, index)
-        if isinstance(pair, RowFault):
-            raise DataError(f"row {index} of the batch: {pair.message}")
-        pairs.append(pair)
-    return collate(pairs)
+def _refuse_layout_options(arguments: DPOConfig) -> None:
+    for option in ("packing", "share_prompt"):
+        if not getattr(arguments, option):
+            raise ValueError(
+                f"{option}=False has no effect with a data_collator, which lays out the batch by itself; leave one of "
+                "the two out."
+            )
 
 
 def _warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from easydel.data.packing import Batch
+from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.trainers.direct_preference_optimization_trainer.reference_scorer import ReferenceScorer
 from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch
 from easydel.trainers.progress import track
@@ -48,6 +49,7 @@ def data_of_run(loaders: TrainerConfigureDataloaderOutput, total_steps: int, *, 
 
 def precompute(
     scorer: ReferenceScorer,
+    policy: EasyDeLBaseModule,
     sets: Sequence[DataToScore],
     on_device: Callable[[Iterable[Batch]], Iterator[tuple[Batch, DeviceBatch]]],
     *,
@@ -55,14 +57,11 @@ def precompute(
 ) -> None:
     """Fill the cache with every pair of some sets, then put the reference's weights aside on disk.
 
-    What is known already is not scored again: a fill that was interrupted goes on where it was, and a second call
-    for the same trainer has nothing to do.
+    What is known already is not scored again: a fill that was interrupted goes on where it was.
 
     Raises:
       ValueError: the data brings log-probs of its own, or a collate function leaves open which pair is where.
     """
-    if scorer.is_put_aside:
-        return
     with scorer.settled():
         for data in sets:
             label = f"reference log-probs of {data.name}"
@@ -71,9 +70,12 @@ def precompute(
                 if "ref_chosen_logps" in batch and data.may_be_ready:
                     continue
                 _check(batch)
-                scorer(batch, device_batch)
+                scorer(policy, batch, device_batch)
     logger.info(
-        "%d pairs were scored by the reference, %d were known, in %s.", scorer.scored, scorer.found, scorer.cache.path
+        "%d pairs were scored by the reference, %d were known, in %s.",
+        scorer.scored,
+        scorer.found,
+        scorer.cache(policy).path,
     )
     scorer.put_aside()
 

@@ -8,43 +8,47 @@ import tempfile
 import weakref
 from pathlib import Path
 
+import equinox as eqx
 import jax
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.mesh import mesh_of
+from easydel.infra.lora import adapters, adapters_are_at_start
+from easydel.infra.mesh import mesh_of, parameter_path
 from easydel.infra.state_files import load_arrays, save_arrays
+from easydel.infra.trainable import copy_trainable
 
 logger = logging.getLogger("easydel")
 
 
 class Reference:
-    """The model that a policy is held near: on the devices, or put aside on disk.
+    """The model that a policy is held near: on the devices, the policy with adapters off, or put aside on disk.
+
+    Args:
+      state: the frozen model; None is the policy with adapters off.
+      is_start: whether it is the policy's own start.
 
     Attributes:
-      state: the frozen reference; None once it was put aside.
-      is_start: whether it is the policy's own start.
+      state: the frozen model; None where it is the policy with adapters off, and once it was put aside.
+      is_start: as given.
     """
 
-    def __init__(self, state: EasyDeLState, is_start: bool):
-        self.state: EasyDeLState | None = state
+    def __init__(self, state: EasyDeLState | None, is_start: bool):
+        self.state = state
         self.is_start = is_start
         self._folder: Path | None = None
         self._skeleton: EasyDeLBaseModule | None = None
         self._borrowed: EasyDeLBaseModule | None = None
 
-    @property
-    def is_put_aside(self) -> bool:
-        """Whether the weights are on disk."""
-        return self._folder is not None
-
-    def model(self) -> EasyDeLBaseModule:
+    def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
         """The weights to score with; those put aside stay in memory until `give_back`."""
         if self.state is not None:
             return self.state.model
+        if self._folder is None or self._skeleton is None:
+            return policy.without_lora()
         if self._borrowed is None:
-            assert self._folder is not None and self._skeleton is not None  # without a state it was put aside
             self._borrowed = load_arrays(self._folder, self._skeleton)
         return self._borrowed
 
@@ -53,8 +57,11 @@ class Reference:
         self._borrowed = None
 
     def put_aside(self) -> None:
-        """Write the weights to a private temporary folder, which goes with this object, and let go of them."""
-        if self.state is None:
+        """Write the weights to a private temporary folder, which goes with this object, and let go of them.
+
+        A reference that shares its weights with a policy with adapters stays: there is nothing to let go of.
+        """
+        if self.state is None or self.state.model.has_lora:
             return
         parent = tempfile.mkdtemp(prefix="easydel-reference-")
         weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
@@ -74,18 +81,35 @@ class Reference:
 
 
 def reference_for(
-    policy: EasyDeLBaseModule, reference: EasyDeLBaseModule | EasyDeLState | None, mesh: Mesh
+    policy: EasyDeLBaseModule,
+    reference: EasyDeLBaseModule | EasyDeLState | None,
+    mesh: Mesh,
+    trained: EasyDeLBaseModule,
 ) -> Reference:
     """The frozen reference of a policy.
 
     None and the policy's own object both mean the policy as it was given. Its buffers are used as they are: the
     trainer updates a copy, so they stay what they were. Nothing is read from disk and no optimiser state is kept.
+    Where only adapters are trained, the reference shares all else with the policy; where they are at their start,
+    there is nothing to keep at all: the reference is the policy with adapters off.
+
+    Args:
+      policy: the model as it was given.
+      reference: what was given as reference_model.
+      mesh: the devices.
+      trained: the trainer's own model, before the first update.
 
     Raises:
       ValueError: the reference has another vocabulary than the policy.
     """
     model = reference.model if isinstance(reference, EasyDeLState) else reference
     is_start = model is None or model is policy
+    if is_start and trained.has_lora:
+        if adapters_are_at_start(trained):
+            return Reference(None, is_start=True)
+        # Dropout acts on the policy alone, so that even its first step may differ from the reference.
+        has_dropout = any(adapter.dropout > 0 for adapter in adapters(trained).values())
+        return Reference(EasyDeLState.create(copy_trainable(trained)), is_start=not has_dropout)
     model = policy if model is None else model
     if model.config.vocab_size != policy.config.vocab_size:
         raise ValueError(
@@ -97,11 +121,36 @@ def reference_for(
     return Reference(EasyDeLState.create(model), is_start)
 
 
-@jax.jit
 def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:
     """A reference that follows the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
+
+    Adapters are mixed as what they add to the weights, since a mixture of adapters is no adapter of their rank. Arrays
+    that both share stay shared.
 
     References:
       Gorbatovski et al., Learn Your Reference Model for Real Good Alignment (TR-DPO), 2024, eq. 2.
     """
-    return jax.tree.map(lambda new, old: alpha * new + (1 - alpha) * old, policy, reference)
+    new, structure = jax.tree.flatten(policy.merge_lora())
+    old = jax.tree.leaves(reference.merge_lora())
+    moved = [index for index, (a, b) in enumerate(zip(new, old)) if a is not b]
+    mixed = _mix([new[index] for index in moved], [old[index] for index in moved], alpha)
+    return jax.tree.unflatten(structure, [dict(zip(moved, mixed)).get(index, leaf) for index, leaf in enumerate(old)])
+
+
+def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
+    """A reference that follows the policy in two parts: what `mix` changes, and what the two share for good.
+
+    Each is the whole structure with None in place of the other part's arrays; `easydel.infra.trainable.join` undoes it.
+    """
+    adapted = {f"{path}.weight" for path in adapters(policy)}
+    moves = jax.tree_util.tree_map_with_path(
+        lambda path, ours, shared: ours is not shared or parameter_path(path) in adapted,
+        reference,
+        policy.without_lora(),
+    )
+    return eqx.partition(reference, moves)
+
+
+@jax.jit
+def _mix(policy: list[Array], reference: list[Array], alpha: float) -> list[Array]:
+    return [alpha * new + (1 - alpha) * old for new, old in zip(policy, reference)]

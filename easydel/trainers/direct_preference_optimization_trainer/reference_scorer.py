@@ -34,8 +34,9 @@ LogProbs = tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]
 
 
 class Pending(NamedTuple):
-    """Values on their way: which slot, counted through the batch, holds those of which key."""
+    """Values on their way to a cache: which slot, counted through the batch, holds those of which key."""
 
+    cache: ReferenceCache
     slots: dict[bytes, int]
     parts: Float[Array, "rows slots 2 2"]
 
@@ -72,12 +73,21 @@ class ReferenceScorer:
         )
         self._whole = jax.jit(functools.partial(whole_completions, ld_alpha=ld_alpha))
 
-    @property
-    def cache(self) -> ReferenceCache:
+    def cache(self, policy: EasyDeLBaseModule) -> ReferenceCache:
         """The cache of this reference; the first use works out the digest of its weights."""
         if self._cache is None:
-            self._cache = ReferenceCache(scorer_digest(self._model()))
+            self._cache = ReferenceCache(scorer_digest(self.model(policy)))
         return self._cache
+
+    def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
+        """The weights to score with.
+
+        Raises:
+          ValueError: the reference is uniform.
+        """
+        if self._reference is None:
+            raise ValueError("reference_free=True keeps no reference, so it has no weights.")
+        return self._reference.model(policy)
 
     @property
     def state(self) -> EasyDeLState | None:
@@ -96,24 +106,16 @@ class ReferenceScorer:
         """Whether the reference is the policy's own start."""
         return self._reference is not None and self._reference.is_start
 
-    @property
-    def is_put_aside(self) -> bool:
-        """Whether the reference's weights are on disk."""
-        return self._reference is not None and self._reference.is_put_aside
-
     def put_aside(self) -> None:
         """Let go of the reference's weights; they are read back from disk where a pair is not known."""
         if self._reference is not None:
             self._reference.put_aside()
 
-    def _model(self) -> EasyDeLBaseModule:
-        assert self._reference is not None  # nobody asks for the weights of a uniform reference
-        return self._reference.model()
-
-    def __call__(self, batch: Batch, device_batch: DeviceBatch) -> LogProbs:
+    def __call__(self, policy: EasyDeLBaseModule, batch: Batch, device_batch: DeviceBatch) -> LogProbs:
         """Summed log-probabilities of every slot's completions, in nats, float32.
 
         Args:
+          policy: the model in training, which is the reference where its adapters are off.
           batch: as collated; without ``pair_keys`` nothing is looked up or kept.
           device_batch: the same on the devices.
 
@@ -125,27 +127,28 @@ class ReferenceScorer:
             return zeros, zeros
         if not self._is_cached or "pair_keys" not in batch:
             self.scored += int(np.count_nonzero(batch["pair_mask"]))
-            return self._whole(self._score(self._model(), device_batch))
+            return self._whole(self._score(self.model(policy), device_batch))
         self._store_pending()
         slots = _slots_by_key(batch)
-        known = self.cache.find(slots)
+        cache = self.cache(policy)
+        known = cache.find(slots)
         self.found += sum(len(slots[key]) for key in known)
         looked_up = _lay_out(batch, slots, known)
         on_device = put_batch(looked_up, self._mesh)
         if len(known) == len(slots):
             self._reference.give_back()
             return self._whole(on_device["parts"])
-        scored = self._score(self._model(), device_batch)
+        scored = self._score(self.model(policy), device_batch)
         new = {key: places[0] for key, places in slots.items() if key not in known}
         self.scored += sum(len(slots[key]) for key in new)
-        self._pending = Pending(new, scored)
+        self._pending = Pending(cache, new, scored)
         return self._whole(_merge(scored, **on_device))
 
     def advice(self) -> str:
         """What to do where log-probs turn out wrong: nothing to say, unless they were looked up."""
-        if not self.found:
+        if not self.found or self._cache is None:
             return ""
-        return f" The reference's log-probs were read from {self.cache.path}; remove that file and run again."
+        return f" The reference's log-probs were read from {self._cache.path}; remove that file and run again."
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
@@ -160,11 +163,11 @@ class ReferenceScorer:
     def _store_pending(self) -> None:
         if self._pending is None:
             return
-        (slots, on_device), self._pending = self._pending, None
+        (cache, slots, on_device), self._pending = self._pending, None
         parts = np.asarray(on_device).reshape(-1, 4)
         # What is not finite is a fault that somebody is about to mend, not a property of the pair.
         finite = np.isfinite(parts).all(axis=1)
-        self.cache.store((key, tuple(parts[slot].tolist())) for key, slot in slots.items() if finite[slot])
+        cache.store((key, tuple(parts[slot].tolist())) for key, slot in slots.items() if finite[slot])
 
 
 def _slots_by_key(batch: Batch) -> dict[bytes, list[int]]:

@@ -28,8 +28,8 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule) -> BatchStatistics:
     return BatchStatistics(
         examples=pairs,
         tokens=tokens,
-        # Forward and backward: three times the forward pass.
-        flops=3.0 * (tokens * model.flops_per_token + scored * head),
+        # Forward, gradient of the hidden state and, unless only adapters are trained, of the head.
+        flops=float(tokens * model.training_flops_per_token + scored * head * (2 if model.has_lora else 3)),
         means=means,
         names="rows " + ", ".join(map(str, rows[:32])) + (" …" if len(rows) > 32 else ""),
     )

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
+from easydel.infra.lora import with_dropout
+from easydel.infra.trainable import join, split_trainable
 from easydel.trainers.direct_preference_optimization_trainer.losses import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
@@ -35,30 +37,35 @@ def training_step(
     scoring: ScoringOptions,
     micro_batches: int,
     remat: bool,
+    dropout_seed: int = 0,
 ) -> tuple[EasyDeLState, Metrics]:
     """One optimiser update on one batch that carries reference log-probs.
 
     The loss is the mean over the batch's pairs whatever the number of micro-batches. A non-finite loss or gradient
-    leaves the state as it was and sets ``nonfinite``.
+    leaves the state as it was and sets ``nonfinite``. Dropout of adapters is drawn from the seed, the state's step and
+    the micro-batch, so a run can be repeated from any of its states.
     """
     totals = update_totals(batch)
+    trainable, frozen = split_trainable(state.model)
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
 
-    def loss(model: EasyDeLBaseModule, micro: DeviceBatch) -> tuple[Array, Metrics]:
+    def loss(trainable: EasyDeLBaseModule, micro: DeviceBatch, number: int | Array) -> tuple[Array, Metrics]:
+        model = with_dropout(join(trainable, frozen), jax.random.fold_in(dropout_key, number))
         metrics = preference_metrics(score_pairs(model, micro, scoring, remat=remat), micro, objective, totals)
         return metrics["loss"], metrics
 
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
     if micro_batches == 1:
-        (_, metrics), gradient = loss_and_gradient(state.model, batch)
+        (_, metrics), gradient = loss_and_gradient(trainable, batch, 0)
     else:
 
-        def add_micro_batch(total, micro):
-            (_, metrics), gradient = loss_and_gradient(state.model, micro)
+        def add_micro_batch(total, part):
+            (_, metrics), gradient = loss_and_gradient(trainable, *part)
             return jax.tree.map(jnp.add, total, (metrics, gradient)), None
 
-        parts = split_micro_batches(batch, micro_batches)
+        parts = split_micro_batches(batch, micro_batches), jnp.arange(micro_batches)
         first = jax.tree.map(lambda part: part[0], parts)
-        shapes = jax.eval_shape(loss_and_gradient, state.model, first)
+        shapes = jax.eval_shape(loss_and_gradient, trainable, *first)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0][1], shapes[1]))
         (metrics, gradient), _ = jax.lax.scan(add_micro_batch, nothing, parts)
 

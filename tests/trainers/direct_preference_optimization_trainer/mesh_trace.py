@@ -7,7 +7,7 @@ import jax
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.infra.mesh import create_mesh
+from easydel.infra.mesh import create_mesh, parameter_path
 from easydel.modules.llama import LlamaForCausalLM
 from tests.conftest import make_rows, make_tokenizer, tiny_config
 
@@ -29,10 +29,33 @@ def trace(model: LlamaForCausalLM) -> dict:
     }
 
 
+def trace_of_adapters(model: LlamaForCausalLM) -> dict:
+    config = DPOConfig(total_batch_size=4, learning_rate=3e-2, lora_rank=4, save_directory=None, progress_bar=False)
+    trainer = DPOTrainer(config, model, None, make_tokenizer(), Dataset.from_list(make_rows()))
+    log = trainer.train().log_history
+    specs = {
+        parameter_path(path).rpartition("layers.")[2]: str(leaf.sharding.spec)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trainer.model)
+    }
+    return {name: [line[f"train/{name}"] for line in log] for name in METRICS} | {
+        "specs": {name: spec for name, spec in specs.items() if "up_proj" in name or "down_proj" in name},
+        "moments_agree": all(
+            str(leaf.sharding.spec) == specs[parameter_path(path).rpartition("layers.")[2]]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(trainer.state.opt_state)
+            if leaf.ndim
+        ),
+        "base_is_shared": all(
+            x is y for x, y in zip(jax.tree.leaves(trainer.model.without_lora()), jax.tree.leaves(model))
+        ),
+    }
+
+
 if __name__ == "__main__":
     model = LlamaForCausalLM.init(tiny_config(), jax.random.key(0))
     one_device = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
     results = {"one device": trace(model.shard(one_device))}
     for name, dims in json.loads(sys.argv[1]).items():
         results[name] = trace(model.shard(create_mesh(dims)))
+    for name, mesh in {"one device": one_device, "fsdp x tp": create_mesh((1, 4, 1, 2, 1))}.items():
+        results[f"adapters, {name}"] = trace_of_adapters(model.shard(mesh))
     print(json.dumps(results))

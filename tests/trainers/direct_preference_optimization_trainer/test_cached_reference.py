@@ -150,7 +150,7 @@ def test_a_fill_that_breaks_off_goes_on_where_it_was(make, monkeypatch):
     broken.trainer._reference._score = break_off
     with pytest.raises(KeyboardInterrupt):
         broken.trainer.train()
-    assert len(broken.trainer._reference.cache) == 8
+    assert len(broken.trainer._reference.cache(broken.trainer.model)) == 8
     resumed = make(precompute_ref_log_probs=True, total_batch_size=2)
     resumed.losses()
     assert resumed.passes == 2
@@ -227,13 +227,13 @@ def test_a_pair_that_comes_twice_has_one_value_even_within_a_batch(make, rows):
     batch = trainer.create_grain_collect_function(512)([rows[0], rows[1], rows[0], rows[0]])
     chosen, _ = trainer.compute_reference_log_probs(trainer.state, batch)
     assert chosen[0] == chosen[2] == chosen[3] != chosen[1]
-    assert len(trainer._reference.cache) == 2
+    assert len(trainer._reference.cache(trainer.model)) == 2
 
 
 def test_stale_values_cannot_pass_the_first_step(make):
     first = make()
     first.losses()
-    cache = first.trainer._reference.cache
+    cache = first.trainer._reference.cache(first.trainer.model)
     with pytest.MonkeyPatch.context() as patch:
         find = type(cache).find
         patch.setattr(
@@ -268,7 +268,7 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
     )
     run = make(spoilt, max_training_steps=1)
     run.trainer.train()
-    assert len(run.trainer._reference.cache) == 0
+    assert len(run.trainer._reference.cache(run.trainer.model)) == 0
 
 
 def test_a_collate_function_without_pair_order_is_not_cached_and_cannot_be_precomputed(make):

@@ -8,8 +8,10 @@ import inspect
 import json
 import math
 import operator
+import pickle
 import time
 
+import absl.flags
 import grain
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ from datasets import Dataset
 import easydel
 from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.faults import DataError
+from easydel.data.huggingface import HuggingFaceSource
+from easydel.data.sources import ShardedDataSource
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
@@ -164,6 +168,58 @@ def test_shuffling_differs_by_epoch_is_reproducible_and_can_be_turned_off(make):
     assert index_order(make(shuffle_train_dataset=False, num_train_epochs=2)) == 2 * list(range(12))
     # The layout does not choose which pairs an update sees.
     assert index_order(make(num_train_epochs=2, packing=False)) == order
+
+
+class Streamed(ShardedDataSource):
+    """A source of one's own, which can only be read in order."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    shard_names = ("first", "second")
+
+    def open_shard(self, name):
+        return iter(self.rows[:6] if name == "first" else self.rows[6:])
+
+
+STREAMS = {
+    "IterableDataset": lambda rows: Dataset.from_list(rows).to_iterable_dataset(),
+    "filtered": lambda rows: HuggingFaceSource(Dataset.from_list(rows)).filter(lambda row: True),
+    "own": Streamed,
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_trains_and_evaluates_like_the_same_rows_by_number(make, rows, kind):
+    stream = STREAMS[kind](rows)
+    options = {"shuffle_train_dataset": False, "num_train_epochs": 2, "max_training_steps": 6}
+    streamed = make(train_dataset=stream, eval_dataset=stream, **options)
+    by_number = make(eval_dataset=Dataset.from_list(rows), **options)
+    first, second = (trainer.train().log_history for trainer in (streamed, by_number))
+    assert len(first) == len(second)
+    for line, other in zip(first, second):
+        timeless = {key for key in line if not any(word in key for word in ("per_second", "mfu"))}
+        # A stream has no known epoch.
+        assert timeless == {key for key in other if not any(w in key for w in ("per_second", "mfu", "epoch"))}
+        for key in timeless:
+            assert line[key] == pytest.approx(other[key], abs=1e-6), key
+
+
+def test_a_shuffled_stream_trains_on_every_row_each_epoch(make, rows):
+    def order(**options):
+        trainer = make(train_dataset=Streamed(rows), max_training_steps=6, num_train_epochs=2, **options)
+        return [index for batch in trainer.dataloaders.train for index in batch["pair_index"][batch["pair_mask"]]]
+
+    one = order(shuffle_buffer_size=5)
+    assert sorted(one) == sorted([*range(12), *range(12)]) and one[:12] != one[12:]
+    assert one == order(shuffle_buffer_size=5) != order(shuffle_buffer_size=5, shuffle_seed_train=1)
+
+
+def test_options_that_do_not_go_with_the_data_are_refused(make, rows):
+    with pytest.raises(ValueError, match="set max_training_steps"):
+        make(train_dataset=Streamed(rows))
+    with pytest.raises(ValueError, match="shuffle_buffer_size=5 has no effect.*shuffled whole"):
+        make(shuffle_buffer_size=5)
 
 
 def test_evaluation_before_on_schedule_and_at_the_end_on_named_sets(make, rows):
@@ -334,6 +390,16 @@ def assert_same(batch: dict, other: dict) -> None:
     assert batch.keys() == other.keys()
     for key, value in batch.items():
         np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+def test_the_collate_functions_work_in_the_worker_processes_of_grain(make, rows):
+    absl.flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts processes
+    collate = make().create_grain_collect_function(64)
+    batches = grain.MapDataset.source(rows).batch(4, batch_fn=collate).to_iter_dataset()
+    in_workers = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
+    for here, there in zip(batches, in_workers, strict=True):
+        assert_same(here, there)
+    assert b"jax" not in pickle.dumps(make().create_tfds_collect_function(64))
 
 
 def test_the_tfds_collate_function_gives_the_batch_of_the_grain_function(make, rows, tokenizer):
@@ -536,6 +602,10 @@ def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, to
         ({"extra_optimizer_kwargs": {"beta1": 0.9}}, "beta1"),
         ({"report_to": ("tensorboard",)}, "save_directory"),
         ({"do_eval": False, "evaluation_steps": 3}, "no effect"),
+        ({"shuffle_train_dataset": False, "shuffle_seed_train": 1}, "shuffle_seed_train=1 has no effect"),
+        ({"shuffle_train_dataset": False, "shuffle_buffer_size": 5}, "shuffle_buffer_size=5 has no effect"),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size=0"),
+        ({"shuffle_seed_train": -1}, "shuffle_seed_train=-1, expected a whole number from 0"),
     ],
 )
 def test_bad_options_are_refused_when_the_config_is_made(options, words):

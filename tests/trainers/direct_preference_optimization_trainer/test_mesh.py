@@ -45,6 +45,21 @@ def test_eight_devices_give_the_trace_of_one(results, mesh):
         np.testing.assert_allclose(results[mesh][metric], results["one device"][metric], rtol=1e-5, atol=1e-5)
 
 
+def test_eight_devices_train_adapters_as_one_does(results):
+    one, eight = (results[f"adapters, {mesh}"] for mesh in ("one device", "fsdp x tp"))
+    for metric in METRICS:
+        np.testing.assert_allclose(eight[metric], one[metric], rtol=1e-5, atol=1e-5)
+    assert eight["base_is_shared"] and eight["moments_agree"]
+    assert eight["specs"] == {
+        "mlp.up_proj.weight": "P(None, 'tp', 'fsdp')",
+        "mlp.up_proj.lora.a": "P(None, None, 'fsdp')",
+        "mlp.up_proj.lora.b": "P(None, 'tp', None)",
+        "mlp.down_proj.weight": "P(None, 'fsdp', 'tp')",
+        "mlp.down_proj.lora.a": "P(None, None, 'tp')",
+        "mlp.down_proj.lora.b": "P(None, 'fsdp', None)",
+    }
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_reference_and_moments_lie_as_the_parameters_do(results, mesh):
     found = results[mesh]

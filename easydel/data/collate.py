@@ -1,0 +1,80 @@
+"""Pairs, rows or columns to one batch; every callable here can be pickled into a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .columnar import rows_of_columns
+from .faults import DataError, RowFault
+from .outcomes import Transform
+from .packing import Batch, PackingLayout, pack
+from .preference import PreferencePair
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pairs to one batch.
+
+    Args:
+      layout: how pairs become rows of the batch.
+      vocab_size: tokens the model has.
+      data_collator: makes the batch in place of `pack`; None packs.
+    """
+
+    layout: PackingLayout
+    vocab_size: int
+    data_collator: Callable[[Sequence[PreferencePair]], Batch] | None = None
+
+    def __call__(self, pairs: Sequence[PreferencePair]) -> Batch:
+        """The batch.
+
+        Raises:
+          DataError: a token id that the model does not have.
+        """
+        for pair in pairs:
+            largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+            if largest >= self.vocab_size:
+                raise DataError(
+                    f"row {pair.index} holds token id {largest}, but the model has {self.vocab_size} tokens: "
+                    "processing_class is not this model's tokenizer."
+                )
+        return pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
+
+
+@dataclass(frozen=True)
+class RowCollator:
+    """Rows to one batch; a row that cannot be used is an error, since there is no place to count dropped rows."""
+
+    transform: Transform
+    collate: Callable[[Sequence[PreferencePair]], Batch]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The batch of the rows' pairs, in their order.
+
+        Raises:
+          DataError: a row cannot be used; says which and why.
+        """
+        pairs = []
+        for index, row in enumerate(rows):
+            pair = self.transform(row, index)
+            if isinstance(pair, RowFault):
+                raise DataError(f"row {index} of the batch: {pair.message}")
+            pairs.append(pair)
+        return self.collate(pairs)
+
+
+@dataclass(frozen=True)
+class ColumnCollator:
+    """A dict of columns, as TFDS and ``tf.data`` deliver them, to one batch."""
+
+    collate: Callable[[Sequence[Mapping[str, Any]]], Batch]
+
+    def __call__(self, columns: Mapping[str, Any]) -> Batch:
+        """The batch of the columns' rows.
+
+        Raises:
+          DataError: the columns differ in length, or a row cannot be used.
+        """
+        return self.collate(rows_of_columns(columns))

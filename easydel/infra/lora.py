@@ -1,0 +1,156 @@
+"""Low-rank adapters on a model: put on, taken off, merged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from easydel.infra.linear import Linear, LoraAdapter
+from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
+
+if TYPE_CHECKING:
+    from easydel.infra.base_module import EasyDeLBaseModule
+
+Model = TypeVar("Model", bound="EasyDeLBaseModule")
+
+
+def layer_linears(model: EasyDeLBaseModule) -> dict[str, Linear]:
+    """The linear layers that may carry an adapter, by path: those that are stacked over the decoder's layers."""
+    nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
+    return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
+
+
+def adapters(model: EasyDeLBaseModule) -> dict[str, LoraAdapter]:
+    """The adapters of a model, by the path of their linear layer."""
+    return {path: linear.lora for path, linear in layer_linears(model).items() if linear.lora is not None}
+
+
+def apply_lora(
+    model: Model,
+    rank: int,
+    alpha: float | None = None,
+    pattern: str | None = None,
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    *,
+    seed: int = 0,
+) -> Model:
+    """The same weights with fresh adapters beside them; it computes what it computed before.
+
+    As in PEFT, the first factor is uniform between plus and minus ``1 / sqrt(in)`` and the second is zero. Adapters
+    are float32 whatever the weights are kept in.
+
+    Args:
+      model: shares its arrays with the result.
+      rank: rows of the first factor.
+      alpha: the adapters' output is scaled by ``alpha / rank``; None takes ``2 * rank``.
+      pattern: regular expression for the paths of the layers to adapt, e.g. "q_proj|v_proj"; None takes every linear
+        layer of the decoder layers. Embedding and head never have adapters.
+      dropout: share of an adapter's inputs that a training step leaves out.
+      use_rslora: scale by ``alpha / sqrt(rank)`` (rsLoRA).
+      seed: draws the first factor.
+
+    Raises:
+      ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range.
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
+    if rank < 1 or not 0 <= dropout < 1 or (alpha is not None and not alpha > 0):
+        raise ValueError(
+            f"rank={rank}, alpha={alpha}, dropout={dropout}: "
+            "expected at least 1, None or a number above 0, and a share from 0 to below 1."
+        )
+    linears = layer_linears(model)
+    chosen = {path: linear for path, linear in linears.items() if pattern is None or re.search(pattern, path)}
+    if not chosen:
+        raise ValueError(f"pattern={pattern!r} matches none of the layers; there are {', '.join(linears)}.")
+
+    def fresh(key: PRNGKeyArray, linear: Linear) -> LoraAdapter:
+        layers, size_out, size_in = linear.weight.shape
+        bound = 1 / math.sqrt(size_in)
+        return LoraAdapter(
+            a=jax.random.uniform(key, (layers, rank, size_in), jnp.float32, -bound, bound),
+            b=jnp.zeros((layers, size_out, rank), jnp.float32),
+            alpha=float(2 * rank if alpha is None else alpha),
+            dropout=float(dropout),
+            use_rslora=use_rslora,
+        )
+
+    keys = jax.random.split(jax.random.key(seed), len(chosen))
+    return with_adapters(model, {path: fresh(key, chosen[path]) for key, path in zip(keys, chosen)})
+
+
+def with_adapters(model: Model, new: Mapping[str, LoraAdapter]) -> Model:
+    """The model with these adapters, by the path of their linear layer, laid out by the family's rule table."""
+    mesh, rules = mesh_of(model), model.partition_rules
+
+    def place(path: str, adapter: LoraAdapter) -> LoraAdapter:
+        if mesh is None:
+            return adapter
+        return jax.tree_util.tree_map_with_path(
+            lambda end, leaf: jax.device_put(
+                leaf, parameter_sharding(f"{path}.lora.{parameter_path(end)}", leaf.shape, rules, mesh)
+            ),
+            adapter,
+        )
+
+    def one(path: str, linear: Linear) -> Linear:
+        return linear if path not in new else dataclasses.replace(linear, lora=place(path, new[path]))
+
+    return _map_linears(model, one)
+
+
+def without_adapters(model: Model) -> Model:
+    """The model with adapters off, sharing every other array."""
+    return _map_linears(model, lambda _, linear: dataclasses.replace(linear, lora=None) if linear.lora else linear)
+
+
+def merge(model: Model) -> Model:
+    """A plain model with the adapters added into the weights, in float32; untouched arrays are the same objects."""
+
+    def one(_: str, linear: Linear) -> Linear:
+        if linear.lora is None:
+            return linear
+        merged = linear.weight.astype(jnp.float32) + linear.lora.delta
+        merged = jax.device_put(merged.astype(linear.weight.dtype), linear.weight.sharding)
+        return dataclasses.replace(linear, weight=merged, lora=None)
+
+    return _map_linears(model, one)
+
+
+def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
+    """The model for one training step: its adapters leave out inputs, drawn from `key` anew for each layer and module.
+
+    Adapters without dropout are left as they are.
+    """
+    paths = list(adapters(model))
+
+    def one(path: str, linear: Linear) -> Linear:
+        if linear.lora is None or linear.lora.dropout == 0:
+            return linear
+        keys = jax.random.split(jax.random.fold_in(key, paths.index(path)), linear.weight.shape[0])
+        return dataclasses.replace(linear, lora=dataclasses.replace(linear.lora, dropout_key=keys))
+
+    return _map_linears(model, one)
+
+
+def adapters_are_at_start(model: EasyDeLBaseModule) -> bool:
+    """Whether every adapter still changes nothing, its second factor being zero."""
+    return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
+
+
+def _map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, node: change(parameter_path(path), node) if _is_linear(node) else node, model, is_leaf=_is_linear
+    )
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, Linear)

@@ -1,0 +1,53 @@
+"""Answers of the model in training, to be read beside its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from easydel.data.preference import PreferencePair
+from easydel.trainers.callbacks import TrainerCallback
+
+if TYPE_CHECKING:
+    from easydel.trainers.trainer import Trainer
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+class SampleAnswers(TrainerCallback):
+    """Lets the model answer some prompts at every evaluation, greedily.
+
+    Each answer is a line of ``samples.jsonl`` in the run folder and an entry of `history`: the ``step``, the ``set``
+    the prompt is from, ``prompt`` and ``answer`` as text.
+
+    Args:
+      pairs: rows whose prompts are answered, by the name of their set.
+      tokenizer: decodes; its end-of-text token ends an answer.
+      max_new_tokens: most tokens of an answer.
+    """
+
+    def __init__(self, pairs: Mapping[str, Sequence[PreferencePair]], tokenizer: Any, max_new_tokens: int):
+        self._prompts = [(name, pair.prompt_ids.tolist()) for name, members in pairs.items() for pair in members]
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self.history: list[dict[str, Any]] = []
+
+    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        stop = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        answers = trainer.model.generate(
+            [prompt for _, prompt in self._prompts], max_new_tokens=self._max_new_tokens, stop_token_ids=stop
+        )
+        lines = [
+            {
+                "step": int(trainer.state.step),
+                "set": name,
+                "prompt": self._tokenizer.decode(prompt),
+                "answer": self._tokenizer.decode(answer),
+            }
+            for (name, prompt), answer in zip(self._prompts, answers)
+        ]
+        self.history += lines
+        if trainer.run_folder is not None:
+            with (trainer.run_folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

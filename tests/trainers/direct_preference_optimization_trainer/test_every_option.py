@@ -1,0 +1,261 @@
+"""Every field of the configuration changes what happens, or is refused where it could not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+from datasets import Dataset
+
+from easydel import DPOConfig, DPOTrainer
+from easydel.data.faults import DataError
+from tests.conftest import make_rows
+
+ROWS = make_rows()
+TOOLS = [{"type": "function", "function": {"name": "ring", "parameters": {}}}]
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{% endif %}{% if polite %}please {% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BROKEN = [row | {"chosen": row["rejected"]} if index == 1 else row for index, row in enumerate(ROWS)]
+
+
+class Run(NamedTuple):
+    """What the effect of an option is looked for in."""
+
+    make: Callable[..., DPOTrainer]
+
+    def trace(self, trainer: DPOTrainer) -> list:
+        """Loss and gradient norm of every update."""
+        lines = trainer.train().log_history
+        return [(line["step"], line["train/loss"], line["train/grad_norm"]) for line in lines if "train/loss" in line]
+
+    def weights(self, trainer: DPOTrainer) -> list:
+        """The trained weights; a change that only comes with the last update shows here."""
+        return [float(abs(leaf).sum()) for leaf in jax.tree.leaves(trainer.train().state.model)]
+
+    def evaluations(self, trainer: DPOTrainer) -> list:
+        return [line["step"] for line in trainer.train().log_history if "eval/loss" in line]
+
+    def logged(self, trainer: DPOTrainer) -> list:
+        return [line["step"] for line in trainer.train().log_history if "train/loss" in line]
+
+    def files(self, trainer: DPOTrainer) -> list:
+        """Names of what a run leaves on disk, but for what a checkpoint holds inside."""
+        folder = trainer.train().run_folder
+        if folder is None:
+            return []
+        found = [
+            path.relative_to(folder.parent) for path in folder.rglob("*") if len(path.relative_to(folder).parts) < 3
+        ]
+        return sorted("events" if "events" in path.name else str(path) for path in [*found])
+
+    def batch(self, trainer: DPOTrainer) -> list:
+        batch = next(iter(trainer.dataloaders.train))
+        return [(name, array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in batch.items()]
+
+    def eval_batches(self, trainer: DPOTrainer) -> list:
+        return [int(batch["pair_mask"].sum()) for batch in trainer.dataloaders.evaluation[""]]
+
+    def orders(self, trainer: DPOTrainer) -> list:
+        return [batch["pair_index"][batch["pair_mask"]].tolist() for batch in trainer.dataloaders.train]
+
+    def program(self, trainer: DPOTrainer) -> str:
+        """The training step as it will be compiled."""
+        batch = {name: value for name, value in next(iter(trainer.dataloaders.train)).items() if name != "pair_keys"}
+        zeros = 0.0 * batch["pair_weight"]
+        step = functools.partial(trainer.make_steps()[0])
+        return str(
+            jax.make_jaxpr(step)(trainer.state, batch | {"ref_chosen_logps": zeros, "ref_rejected_logps": zeros})
+        )
+
+    def ends(self, trainer: DPOTrainer) -> str:
+        """How a run ends."""
+        try:
+            return str(trainer.train().stop_reason)
+        except Exception as error:
+            return type(error).__name__
+
+    def reference(self, trainer: DPOTrainer) -> bool:
+        trainer.train()
+        return trainer.reference_state is None
+
+    def answers(self, trainer: DPOTrainer) -> list:
+        folder = trainer.train().run_folder
+        path = folder / "samples.jsonl"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def terminal(self, trainer: DPOTrainer, capsys) -> str:
+        trainer.train()
+        return capsys.readouterr().err
+
+
+class Field(NamedTuple):
+    """How an option shows: its two values, options both runs need, and where to look."""
+
+    values: tuple[Any, Any]
+    look: str
+    shared: dict[str, Any] = {}  # noqa: RUF012
+    data: dict[str, Any] = {}  # noqa: RUF012
+
+
+EVALUATED = {"data": {"eval_rows": ROWS[:6]}}
+SAVED = {"save_directory": "runs"}
+LORA = {"lora_rank": 2, "learning_rate": 1e-1}
+SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+
+FIELDS = {
+    # The run.
+    "learning_rate": Field((1e-2, 1e-3), "trace"),
+    "total_batch_size": Field((4, 6), "trace"),
+    "gradient_accumulation_steps": Field((1, 4), "batch"),
+    "eval_batch_size": Field((None, 2), "eval_batches", **EVALUATED),
+    "num_train_epochs": Field((1, 2), "trace"),
+    "max_training_steps": Field((None, 2), "logged"),
+    "optimizer": Field(("adamw", "lion"), "trace"),
+    "scheduler": Field(("linear", "constant"), "weights"),
+    "warmup_steps": Field((0, 2), "trace"),
+    "warmup_ratio": Field((0.0, 0.5), "trace"),
+    "weight_decay": Field((0.0, 0.5), "trace"),
+    "clip_grad": Field((None, 1e-9), "trace"),
+    "extra_optimizer_kwargs": Field(({}, {"eps": 1.0}), "trace"),
+    "shuffle_train_dataset": Field((True, False), "orders"),
+    "shuffle_seed_train": Field((64871, 2), "orders"),
+    "shuffle_buffer_size": Field((10_000, 3), "orders", {"max_training_steps": 3}, {"is_stream": True}),
+    "max_dropped_share": Field((0.0, 0.5), "ends", {}, {"train_rows": BROKEN}),
+    "lora_rank": Field((None, 2), "program"),
+    "lora_alpha": Field((None, 32.0), "trace", LORA),
+    "lora_dropout": Field((0.0, 0.5), "trace", LORA),
+    "lora_pattern": Field((None, "q_proj"), "trace", LORA),
+    "use_rslora": Field((False, True), "trace", LORA),
+    "lora_seed": Field((0, 1), "trace", LORA),
+    "quantize_base": Field((None, "int8"), "trace", LORA),
+    "gradient_checkpointing": Field((True, False), "program"),
+    "max_nonfinite_steps": Field((1, 100), "ends", {"learning_rate": 1e30, "clip_grad": None}),
+    "do_eval": Field((None, False), "evaluations", **EVALUATED),
+    "evaluation_steps": Field((None, 1), "evaluations", **EVALUATED),
+    "log_steps": Field((1, 2), "logged"),
+    "best_metric": Field(
+        ("eval/loss", "eval/rewards/margins"),
+        "ends",
+        {"evaluation_steps": 1, "early_stopping_patience": 2, "num_train_epochs": 3, "learning_rate": 1e-3},
+        {"eval_rows": [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in ROWS[:6]]},
+    ),
+    "early_stopping_patience": Field(
+        (None, 1),
+        "logged",
+        {"evaluation_steps": 1, "best_metric": "eval/loss", "learning_rate": 1e-30, "save_steps": 1}
+        | SAVED
+        | {"save_total_limit": 1},
+        EVALUATED["data"],
+    ),
+    "max_training_seconds": Field((None, 1e-3), "logged"),
+    "report_to": Field(((), ("tensorboard",)), "files", SAVED),
+    "progress_bar": Field((False, True), "terminal"),
+    "save_directory": Field((None, "runs"), "files"),
+    "model_name": Field(("dpo", "tea"), "files", SAVED),
+    "save_steps": Field((None, 1), "files", SAVED),
+    "save_total_limit": Field((None, 1), "files", SAVED | {"save_steps": 1}),
+    "resume_from_checkpoint": Field((None, "latest"), "files", SAVED | {"save_steps": 1}),
+    # Preferences.
+    "beta": Field((0.1, 0.5), "trace"),
+    "loss_type": Field(("sigmoid", "ipo"), "trace"),
+    "loss_weights": Field((None, [2.0, 1.0]), "trace", {"loss_type": ["sigmoid", "sft"]}),
+    "label_smoothing": Field((0.0, 0.2), "trace"),
+    "f_divergence_type": Field(("reverse_kl", "js_divergence"), "trace"),
+    "f_alpha_divergence_coef": Field((0.5, 0.2), "trace", {"f_divergence_type": "alpha_divergence"}),
+    "discopop_tau": Field((0.05, 0.5), "trace", {"loss_type": "discopop"}),
+    "ld_alpha": Field((None, 0.5), "trace"),
+    "rpo_alpha": Field((None, 1.0), "trace"),
+    "use_weighting": Field((False, True), "trace"),
+    "reference_free": Field((False, True), "trace"),
+    "precompute_ref_log_probs": Field((False, True), "reference"),
+    "sync_ref_model": Field((False, True), "trace", {"num_train_epochs": 22, "learning_rate": 1e-3}),
+    "ref_model_mixup_alpha": Field((0.9, 0.1), "trace", SYNC),
+    "ref_model_sync_steps": Field((2, 1), "trace", {"sync_ref_model": True}),
+    "max_length": Field((512, 64), "batch", {"max_prompt_length": 48}),
+    "max_prompt_length": Field((256, 20), "batch"),
+    "max_completion_length": Field((None, 10), "batch"),
+    "truncation_mode": Field(("keep_end", "keep_start"), "batch", {"max_prompt_length": 20}),
+    "padding_value": Field((None, 3), "batch"),
+    "tools": Field((None, TOOLS), "batch", {}, {"template": TOOL_TEMPLATE}),
+    "chat_template_kwargs": Field((None, {"polite": True}), "batch", {}, {"template": TOOL_TEMPLATE}),
+    "eval_samples": Field((0, 1), "answers", SAVED, EVALUATED["data"]),
+    "eval_sample_tokens": Field((3, 6), "answers", SAVED | {"eval_samples": 1}, EVALUATED["data"]),
+    "packing": Field((True, False), "batch"),
+    "share_prompt": Field((True, False), "batch"),
+}
+
+
+def test_every_field_is_here():
+    assert FIELDS.keys() == {field.name for field in dataclasses.fields(DPOConfig)}
+
+
+@pytest.fixture
+def run(tiny_model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make(options, train_rows=ROWS, eval_rows=None, is_stream=False, template=None):
+        base = {"save_directory": None, "progress_bar": False, "total_batch_size": 4, "learning_rate": 1e-2}
+        if template is not None:
+            monkeypatch.setattr(tokenizer, "chat_template", template)
+        train = Dataset.from_list(train_rows)
+        return DPOTrainer(
+            DPOConfig(**(base | options)),
+            tiny_model,
+            None,
+            tokenizer,
+            train.to_iterable_dataset() if is_stream else train,
+            None if eval_rows is None else Dataset.from_list(eval_rows),
+        )
+
+    return Run(make)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_change_of_the_field_changes_what_happens(run, name, capsys):
+    field = FIELDS[name]
+    look = getattr(run, field.look)
+    if field.look == "terminal":
+        look = functools.partial(look, capsys=capsys)
+    seen = []
+    for value in field.values:
+        try:
+            trainer = run.make(field.shared | {name: value}, **field.data)
+        except DataError as error:
+            seen.append(str(error))
+        else:
+            seen.append(look(trainer))
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model_name": "tea"}, "save_directory=None, which writes no files"),
+        ({"gradient_accumulation_steps": 5}, "more than the total_batch_size=4 pairs"),
+        ({"tools": TOOLS}, r"tools has no effect"),
+        ({"chat_template_kwargs": {"polite": True}}, r"chat_template_kwargs\['polite'\] has no effect"),
+    ],
+)
+def test_what_could_not_have_an_effect_is_refused(run, options, words):
+    with pytest.raises(ValueError, match=words):
+        run.make(options)
+
+
+@pytest.mark.parametrize("option", ["packing", "share_prompt"])
+def test_a_layout_beside_a_collate_function_of_ones_own_is_refused(tiny_model, tokenizer, option):
+    with pytest.raises(ValueError, match=f"{option}=False has no effect with a data_collator"):
+        DPOTrainer(
+            DPOConfig(save_directory=None, **{option: False}),
+            tiny_model,
+            None,
+            tokenizer,
+            data_collator=lambda pairs: {},
+        )
