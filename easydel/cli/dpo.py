@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 USAGE = "easydel dpo --model MODEL --train-dataset FILE [options]"
 DESCRIPTION = (
     "Train a model on pairs of answers by direct preference optimisation. The trained model and its tokenizer are "
-    "written to the folder model inside the run folder."
+    "written to the folder model inside the run folder; adapters (--lora-rank) are merged into it and also written "
+    "alone, to the folder adapter."
 )
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 # The fields of `DPOConfig` that decide what becomes of a row: those of `PreferenceTransform` besides its tokenizer,
 # written out because the help should not have to import the data package.
 DATA_OPTIONS = (
@@ -102,6 +104,8 @@ def run_dpo(arguments: Sequence[str]) -> int:
     folder = output.run_folder / MODEL_FOLDER
     with refusing(OSError):
         trainer.save_pretrained(folder)
+        if trainer.model.has_lora:
+            trainer.save_adapter(output.run_folder / ADAPTER_FOLDER, base_model_name_or_path=run.model)
     print(summary(trainer, output, folder))
     return 0
 
@@ -185,6 +189,8 @@ def _make_trainer(
 def summary(trainer: DPOTrainer, output: TrainerOutput, folder: Path) -> str:
     """Where the model is, the last numbers of training and of each evaluation set, and the rows that were dropped."""
     lines = [f"model: {folder}"]
+    if trainer.model.has_lora:
+        lines.append(f"adapter: {folder.with_name(ADAPTER_FOLDER)}")
     prefixes = dict.fromkeys(name.removesuffix("/loss") for name in output.metrics if name.endswith("/loss"))
     for prefix in prefixes:
         numbers = [

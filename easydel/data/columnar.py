@@ -19,16 +19,26 @@ def rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
       DataError: the columns differ in length.
     """
-    plain = {name: _plain(column) for name, column in columns.items()}
+    plain = {name: _column(column) for name, column in columns.items()}
     lengths = {name: len(column) for name, column in plain.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"the columns of a batch differ in length: {lengths}.")
     return [dict(zip(plain, values)) for values in zip(*plain.values())]
 
 
+def _column(value: Any) -> Any:
+    """A column of a batch, an entry a row."""
+    return [_record(row) for row in rows_of_columns(value)] if isinstance(value, Mapping) else _plain(value)
+
+
+def _record(fields: Mapping[str, Any]) -> Any:
+    """A dict of lists is a list of records, such as messages; any other dict is one record."""
+    return rows_of_columns(fields) if fields and all(isinstance(field, list) for field in fields.values()) else fields
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return rows_of_columns(value)
+        return _record({name: _plain(field) for name, field in value.items()})
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, (str, int, float, bool)) or value is None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from easydel.infra.checkpoint_files import read_json
+from easydel.infra.layer_linears import Model, layer_linears
 from easydel.infra.linear import Linear, LoraAdapter
-from easydel.infra.lora import adapters, layer_linears, with_adapters
+from easydel.infra.lora import adapters, with_adapters
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
 
-Model = TypeVar("Model", bound="EasyDeLBaseModule")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # What a file may say in any way: what is read below, and what changes no number of a loaded adapter. Everything else

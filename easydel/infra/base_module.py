@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from easydel.infra import adapter_files, generation, lora
+from easydel.infra import adapter_files, generation, lora, quantize
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
@@ -132,7 +132,9 @@ class EasyDeLBaseModule(eqx.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
-        """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens; adapters are merged.
+        """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
+
+        Adapters are merged into the weights, and quantised weights are written in the dtype they were made from.
 
         Args:
           folder: where; made if absent. The caller saves the tokenizer beside it.
@@ -167,12 +169,24 @@ class EasyDeLBaseModule(eqx.Module):
         return lora.apply_lora(self, rank, alpha, pattern, **options)
 
     def merge_lora(self) -> Self:
-        """A plain model with the adapters added into the weights, in float32; untouched arrays are shared."""
+        """A plain model with the adapters added into the weights, in float32; untouched arrays are shared.
+
+        Quantised weights come back in the dtype they were made from.
+        """
         return lora.merge(self)
 
     def without_lora(self) -> Self:
         """The model with adapters off, sharing every other array."""
         return lora.without_adapters(self)
+
+    def quantize(self, pattern: str | None = None) -> Self:
+        """The model with its layers' weights in 8 bits, to train adapters beside; see `easydel.infra.quantize`."""
+        return quantize.quantize(self, pattern)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any layer's weight is kept in 8 bits; such a model is trained by its adapters only."""
+        return quantize.is_quantized(self)
 
     def save_adapter(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
         """Write the adapters alone, in PEFT's format; see `easydel.infra.adapter_files.save_adapter`."""
@@ -213,8 +227,8 @@ class EasyDeLBaseModule(eqx.Module):
     @property
     def training_flops_per_token(self) -> int:
         """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
-        frozen = split_trainable(self)[1]
-        return 3 * self.flops_per_token - 2 * _matrix_size(frozen.layer_parameters)
+        trained = lora.adapters(self) or self.layer_parameters
+        return 2 * self.flops_per_token + 2 * _matrix_size(trained)
 
     @property
     @abc.abstractmethod

@@ -35,9 +35,18 @@ class EasyDeLState(eqx.Module):
 
     @classmethod
     def create(cls, model: EasyDeLBaseModule, tx: optax.GradientTransformation | None = None) -> Self:
-        """A state at step 0; the optimiser state takes the parameters' shardings."""
+        """A state at step 0; the optimiser state takes the parameters' shardings.
+
+        Raises:
+          ValueError: there is an optimiser, but the weights are quantised and there are no adapters to train.
+        """
         opt_state, mesh = None, mesh_of(model)
         if tx is not None:
+            if model.is_quantized and not model.has_lora:
+                raise ValueError(
+                    "the model's weights are quantised to 8 bits, which no optimiser can train: train adapters beside "
+                    "them (lora_rank, or model.apply_lora_to_layers), or start from the model before quantize()."
+                )
             trainable, _ = split_trainable(model)
             # By path: the moments of a parameter end in that parameter's name, so the same rules fit.
             shardings = None

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from easydel.infra.quantized_weight import QuantizedWeight
+
 
 class LoraAdapter(eqx.Module):
     """A trainable product of two thin matrices, added to a weight that stays as it is.
@@ -57,7 +59,7 @@ class LoraAdapter(eqx.Module):
 class Linear(eqx.Module):
     """``x @ weight.T + bias``, the weight as Hugging Face stores it, plus an adapter where there is one."""
 
-    weight: Float[Array, "*layers out in"]
+    weight: Float[Array, "*layers out in"] | QuantizedWeight
     bias: Float[Array, "*layers out"] | None
     lora: LoraAdapter | None = None
 
@@ -66,7 +68,10 @@ class Linear(eqx.Module):
         return cls(std * jax.random.normal(key, (size_out, size_in)), jnp.zeros(size_out) if bias else None)
 
     def __call__(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
-        y = x @ self.weight.astype(x.dtype).T
+        if isinstance(self.weight, QuantizedWeight):
+            y = self.weight.product(x)
+        else:
+            y = x @ self.weight.astype(x.dtype).T
         if self.bias is not None:
             y = y + self.bias.astype(x.dtype)
         return y if self.lora is None else y + self.lora(x)

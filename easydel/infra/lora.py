@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from easydel.infra.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
 from easydel.infra.linear import Linear, LoraAdapter
-from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
+from easydel.infra.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
-
-Model = TypeVar("Model", bound="EasyDeLBaseModule")
-
-
-def layer_linears(model: EasyDeLBaseModule) -> dict[str, Linear]:
-    """The linear layers that may carry an adapter, by path: those that are stacked over the decoder's layers."""
-    nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
-    return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
 
 
 def adapters(model: EasyDeLBaseModule) -> dict[str, LoraAdapter]:
@@ -67,10 +59,7 @@ def apply_lora(
             f"rank={rank}, alpha={alpha}, dropout={dropout}: "
             "expected at least 1, None or a number above 0, and a share from 0 to below 1."
         )
-    linears = layer_linears(model)
-    chosen = {path: linear for path, linear in linears.items() if pattern is None or re.search(pattern, path)}
-    if not chosen:
-        raise ValueError(f"pattern={pattern!r} matches none of the layers; there are {', '.join(linears)}.")
+    chosen = matching_linears(model, pattern)
 
     def fresh(key: PRNGKeyArray, linear: Linear) -> LoraAdapter:
         layers, size_out, size_in = linear.weight.shape
@@ -89,40 +78,37 @@ def apply_lora(
 
 def with_adapters(model: Model, new: Mapping[str, LoraAdapter]) -> Model:
     """The model with these adapters, by the path of their linear layer, laid out by the family's rule table."""
-    mesh, rules = mesh_of(model), model.partition_rules
-
-    def place(path: str, adapter: LoraAdapter) -> LoraAdapter:
-        if mesh is None:
-            return adapter
-        return jax.tree_util.tree_map_with_path(
-            lambda end, leaf: jax.device_put(
-                leaf, parameter_sharding(f"{path}.lora.{parameter_path(end)}", leaf.shape, rules, mesh)
-            ),
-            adapter,
-        )
 
     def one(path: str, linear: Linear) -> Linear:
-        return linear if path not in new else dataclasses.replace(linear, lora=place(path, new[path]))
+        if path not in new:
+            return linear
+        return dataclasses.replace(linear, lora=placed(new[path], f"{path}.lora", model))
 
-    return _map_linears(model, one)
+    return map_linears(model, one)
 
 
 def without_adapters(model: Model) -> Model:
     """The model with adapters off, sharing every other array."""
-    return _map_linears(model, lambda _, linear: dataclasses.replace(linear, lora=None) if linear.lora else linear)
+    return map_linears(model, lambda _, linear: dataclasses.replace(linear, lora=None) if linear.lora else linear)
 
 
 def merge(model: Model) -> Model:
-    """A plain model with the adapters added into the weights, in float32; untouched arrays are the same objects."""
+    """A plain model with the adapters added into the weights, in float32; untouched arrays are the same objects.
 
-    def one(_: str, linear: Linear) -> Linear:
-        if linear.lora is None:
+    Quantised weights, with or without an adapter, come back in the dtype they were made from.
+    """
+
+    def one(path: str, linear: Linear) -> Linear:
+        weight = linear.weight
+        if linear.lora is None and not isinstance(weight, QuantizedWeight):
             return linear
-        merged = linear.weight.astype(jnp.float32) + linear.lora.delta
-        merged = jax.device_put(merged.astype(linear.weight.dtype), linear.weight.sharding)
+        merged = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.astype(jnp.float32)
+        if linear.lora is not None:
+            merged = merged + linear.lora.delta
+        merged = placed(merged.astype(weight.dtype), f"{path}.weight", model)
         return dataclasses.replace(linear, weight=merged, lora=None)
 
-    return _map_linears(model, one)
+    return map_linears(model, one)
 
 
 def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
@@ -138,19 +124,9 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
         keys = jax.random.split(jax.random.fold_in(key, paths.index(path)), linear.weight.shape[0])
         return dataclasses.replace(linear, lora=dataclasses.replace(linear.lora, dropout_key=keys))
 
-    return _map_linears(model, one)
+    return map_linears(model, one)
 
 
 def adapters_are_at_start(model: EasyDeLBaseModule) -> bool:
     """Whether every adapter still changes nothing, its second factor being zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
-
-
-def _map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, node: change(parameter_path(path), node) if _is_linear(node) else node, model, is_leaf=_is_linear
-    )
-
-
-def _is_linear(node: Any) -> bool:
-    return isinstance(node, Linear)

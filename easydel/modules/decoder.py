@@ -16,6 +16,7 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.generation import KeyValueCache
 from easydel.infra.linear import Linear
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
+from easydel.infra.quantized_weight import QuantizedWeight
 from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.tree_attention import tree_attention
 
@@ -187,8 +188,9 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
     @property
     def output_embedding(self) -> Float[Array, "vocab hidden"]:
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head.weight.astype(self.dtype)
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        assert not isinstance(weight, QuantizedWeight)  # only the layers' weights are
+        return weight.astype(self.dtype)
 
     @property
     def layer_parameters(self) -> DecoderLayer:

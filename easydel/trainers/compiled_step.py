@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+from jaxtyping import Array
 
-from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.trainable import join, split_trainable
+from easydel.infra.trainable import trainable_filter
 from easydel.trainers.trainer_protocol import DeviceBatch, Metrics
 
 TrainingStep = Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
@@ -25,12 +25,18 @@ def compile_training_step(step: TrainingStep, shardings: EasyDeLState) -> Traini
       shardings: of the state, in its own structure; the new state gets them too.
     """
 
-    def split(state: EasyDeLState) -> tuple[EasyDeLState, EasyDeLBaseModule]:
-        trainable, frozen = split_trainable(state.model)
-        return state.replace(model=trainable), frozen
+    structure = jax.tree.structure(shardings)
+    is_trained = jax.tree.leaves(
+        jax.tree.map(lambda _: True, shardings).replace(model=trainable_filter(shardings.model))
+    )
 
-    def whole(trained: EasyDeLState, frozen: EasyDeLBaseModule) -> EasyDeLState:
-        return trained.replace(model=join(trained.model, frozen))
+    def split(state: EasyDeLState) -> tuple[list[Array], list[Array]]:
+        leaves = list(zip(jax.tree.leaves(state), is_trained, strict=True))
+        return [leaf for leaf, trained in leaves if trained], [leaf for leaf, trained in leaves if not trained]
+
+    def whole(trained: list[Array], frozen: list[Array]) -> EasyDeLState:
+        parts = {True: iter(trained), False: iter(frozen)}
+        return jax.tree.unflatten(structure, [next(parts[kind]) for kind in is_trained])
 
     def step_of_parts(trained, frozen, batch):
         state, metrics = step(whole(trained, frozen), batch)

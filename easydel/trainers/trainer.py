@@ -65,7 +65,8 @@ class Trainer(abc.ABC):
     """Trains a model: batches in, updates, logs, evaluations out.
 
     A subclass gives the batches (`configure_dataloaders`), the two steps (`make_steps`) and what the host can say of
-    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy.
+    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy of what
+    it trains and only reads the rest.
 
     Args:
       arguments: options of the run.
@@ -185,10 +186,16 @@ class Trainer(abc.ABC):
         return jax.device_put(state, tree_shardings(state, policy.partition_rules, self.mesh))
 
     def _with_adapters(self, model: EasyDeLBaseModule) -> EasyDeLBaseModule:
-        """The model with the adapters that the options ask for."""
+        """The model with the adapters, and the quantised weights beside them, that the options ask for."""
         arguments = self.arguments
         if arguments.lora_rank is None:
             return model
+        if arguments.quantize_base is not None:
+            if model.is_quantized:
+                raise ValueError(
+                    f"quantize_base={arguments.quantize_base!r}, but the model is quantised already; leave it out."
+                )
+            model = model.quantize()
         if model.has_lora:
             raise ValueError(
                 f"lora_rank={arguments.lora_rank}, but the model has adapters already: leave lora_rank out to train "

@@ -10,7 +10,7 @@ from easydel.trainers.field_checks import check_types, require
 
 Tracker = Literal["tensorboard"]
 # What only an adapter honours.
-LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lora_seed")
+LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lora_seed", "quantize_base")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,6 +66,8 @@ class TrainingArguments:
     """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
     lora_seed: int = 0
     """Seed of the adapters' start and of their dropout."""
+    quantize_base: Literal["int8"] | None = None
+    """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
 
     gradient_checkpointing: bool = True
     """Keep one activation a layer and rebuild the rest in the backward pass; less memory, a little more time."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import easydel
@@ -76,6 +77,25 @@ def test_a_weight_of_zero_and_a_stream_without_an_end_stop_before_the_weights(
     packed.write_bytes(gzip.compress(train_file.read_bytes()))
     assert dpo(model_folder, packed) == 2
     assert "set max_training_steps" in capsys.readouterr().err
+
+
+def test_a_run_with_adapters_leaves_them_merged_and_alone(model_folder, train_file, tmp_path, capsys):
+    output = tmp_path / "out"
+    code = dpo(
+        model_folder, train_file, "--output", str(output), "--dtype", "float32", "--learning-rate", "1e-2",
+        "--total-batch-size", "2", "--num-train-epochs", "2", "--lora-rank", "4", "--lora-pattern", "q_proj|v_proj",
+    )  # fmt: skip
+    assert code == 0
+    assert f"adapter: {output / 'adapter'}" in capsys.readouterr().out
+    merged = AutoEasyDeLModelForCausalLM.from_pretrained(str(output / "model"))
+    adapted = AutoEasyDeLModelForCausalLM.from_pretrained(str(output / "adapter"))  # names the model it was made for
+    start = AutoEasyDeLModelForCausalLM.from_pretrained(str(model_folder))
+    assert adapted.has_lora and not merged.has_lora
+    ids = np.arange(3, 20)[None]
+    np.testing.assert_allclose(merged(ids), adapted(ids), rtol=1e-5, atol=1e-5)
+    assert np.abs(merged(ids) - start(ids)).max() > 1e-4
+    assert main(["dpo", "--model", "m", "--train-dataset", "t", "--lora-alpha", "8"]) == 2
+    assert "lora_alpha=8.0 has no effect with lora_rank=None" in capsys.readouterr().err
 
 
 def test_show_prints_the_row_without_loading_weights(model_folder, train_file, no_weights, capsys):

@@ -60,3 +60,20 @@ def test_a_collator_of_ones_own_gets_the_pairs(chatml, collate):
 
     own = RowCollator(collate.transform, Collator(PackingLayout(0), len(chatml), lengths))
     assert own(ROWS[:3])["lengths"].shape == (3,)
+
+
+@pytest.mark.parametrize("form", ["messages", "one dict of lists a row", "one dict of lists for all rows"])
+def test_chat_columns_come_in_three_forms(collate, form):
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    rows = [{name: [{"role": role, "content": row[name]}] for name, role in roles.items()} for row in ROWS]
+
+    def column(name):
+        messages = [row[name] for row in rows]
+        fields = [{key: [message[key].encode() for message in row] for key in ("role", "content")} for row in messages]
+        return {
+            "messages": messages,
+            "one dict of lists a row": fields,
+            "one dict of lists for all rows": {key: [row[key] for row in fields] for key in ("role", "content")},
+        }[form]
+
+    assert_same(ColumnCollator(collate)({name: column(name) for name in rows[0]}), collate(rows))

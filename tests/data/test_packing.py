@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from easydel.data.packing import PackingLayout, assign_rows, bucket, choose_rows, pack
 from easydel.data.preference import PreferencePair
-from tests.conftest import random_pair
+from tests.tiny import random_pair
 
 
 def one_pair() -> PreferencePair:

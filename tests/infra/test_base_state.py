@@ -10,7 +10,7 @@ import pytest
 
 from easydel import EasyDeLState
 from easydel.modules.llama import LlamaForCausalLM
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 
 def test_an_update_moves_the_model_and_counts(tiny_model):

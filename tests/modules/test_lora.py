@@ -15,7 +15,7 @@ from easydel.infra.lora import adapters, adapters_are_at_start, with_adapters, w
 from easydel.infra.mesh import create_mesh
 from easydel.infra.trainable import split_trainable
 from easydel.modules.llama import LlamaForCausalLM
-from tests.conftest import VOCABULARY, tiny_config
+from tests.tiny import VOCABULARY, tiny_config
 
 LAYERS = [f"layers.self_attn.{name}_proj" for name in "qkvo"] + [
     f"layers.mlp.{name}_proj" for name in ("gate", "up", "down")

@@ -109,6 +109,11 @@ class DPOConfig(TrainingArguments):
         require(steps >= 1, "ref_model_sync_steps", steps, "a whole number of at least 1")
         if self.sync_ref_model and self.reference_free:
             raise ValueError("sync_ref_model=True has no effect with reference_free=True; remove one of the two.")
+        if self.sync_ref_model and self.quantize_base is not None:
+            raise ValueError(
+                f"sync_ref_model=True mixes the policy's weights into the reference, which quantize_base="
+                f"{self.quantize_base!r} keeps in 8 bits with the policy; remove one of the two."
+            )
         if not self.sync_ref_model and (alpha, steps) != (0.9, 64):
             raise ValueError(
                 f"ref_model_mixup_alpha={alpha} and ref_model_sync_steps={steps} have no effect with "

@@ -16,7 +16,7 @@ from datasets import Dataset
 from easydel import DPOConfig, DPOTrainer
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.callbacks import TrainerCallback
-from tests.conftest import make_rows, make_tokenizer, tiny_config
+from tests.tiny import make_rows, make_tokenizer, tiny_config
 
 
 class SendSignal(TrainerCallback):

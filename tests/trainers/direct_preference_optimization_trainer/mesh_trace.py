@@ -9,7 +9,7 @@ from datasets import Dataset
 from easydel import DPOConfig, DPOTrainer
 from easydel.infra.mesh import create_mesh, parameter_path
 from easydel.modules.llama import LlamaForCausalLM
-from tests.conftest import make_rows, make_tokenizer, tiny_config
+from tests.tiny import make_rows, make_tokenizer, tiny_config
 
 METRICS = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
 
@@ -58,4 +58,10 @@ if __name__ == "__main__":
         results[name] = trace(model.shard(create_mesh(dims)))
     for name, mesh in {"one device": one_device, "fsdp x tp": create_mesh((1, 4, 1, 2, 1))}.items():
         results[f"adapters, {name}"] = trace_of_adapters(model.shard(mesh))
+    quantized = model.shard(create_mesh((1, 4, 1, 2, 1))).quantize().layers.mlp
+    results["int8 specs"] = {
+        f"{name}.{part}": str(getattr(getattr(quantized, name).weight, part).sharding.spec)
+        for name in ("up_proj", "down_proj")
+        for part in ("values", "scale")
+    }
     print(json.dumps(results))

@@ -23,7 +23,7 @@ from easydel.infra.mesh import create_mesh
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer import reference_scorer
 from easydel.trainers.trainer_protocol import SelfCheckError
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 OPTIONS = {"total_batch_size": 4, "learning_rate": 1e-2, "save_directory": None, "progress_bar": False}
 

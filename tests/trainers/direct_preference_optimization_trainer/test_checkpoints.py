@@ -25,7 +25,12 @@ SPEEDS = ("per_second", "mfu")
 
 def run_program(folder: Path, mode: str, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"{__package__}.interrupted_run", str(folder), mode, *options]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -71,8 +76,10 @@ def equal(a, b) -> bool:
         (),
         ("log_steps=3",),
         ("sync_ref_model=true", "ref_model_sync_steps=3", "evaluation_steps=2"),
+        ("lora_rank=2", "lora_dropout=0.1"),
+        ("lora_rank=2", "sync_ref_model=true", "ref_model_sync_steps=3"),
     ],
-    ids=["plain", "a log line across the kill", "a moving reference and evaluations"],
+    ids=["plain", "a log line across the kill", "a moving reference and evaluations", "adapters", "adapters followed"],
 )
 def test_a_killed_run_goes_on_with_the_very_same_numbers(tmp_path, options):
     whole = run_program(tmp_path / "a", "whole", *options)

@@ -27,7 +27,7 @@ from easydel.data.sources import ShardedDataSource
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
-from tests.conftest import tiny_config
+from tests.tiny import tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False}
 

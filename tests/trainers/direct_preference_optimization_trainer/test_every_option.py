@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.faults import DataError
-from tests.conftest import make_rows
+from tests.tiny import make_rows
 
 ROWS = make_rows()
 TOOLS = [{"type": "function", "function": {"name": "ring", "parameters": {}}}]

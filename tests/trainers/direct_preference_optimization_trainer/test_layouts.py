@@ -20,7 +20,7 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     score_pairs,
 )
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
-from tests.conftest import VOCABULARY
+from tests.tiny import VOCABULARY
 
 LAYOUTS = [
     PackingLayout(0, packing, share_prompt, row_multiple)
@@ -120,7 +120,7 @@ def test_every_layout_and_accumulation_gives_the_same_loss_and_gradient(tiny_mod
 
 def test_a_sliding_window_is_counted_along_the_path_in_every_layout(pairs):
     from easydel.modules.llama import LlamaForCausalLM
-    from tests.conftest import tiny_config
+    from tests.tiny import tiny_config
 
     model = LlamaForCausalLM.init(tiny_config(layer_windows=(None, 6)), jax.random.key(1))
     chosen, rejected = one_by_one(model, pairs)

@@ -20,8 +20,8 @@ from easydel.infra.trainable import split_trainable
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
-from tests.conftest import tiny_config
 from tests.modules.test_lora import moved
+from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_layouts import LAYOUTS, SIGMOID, reference_of
 
 LN2 = math.log(2)
@@ -247,9 +247,35 @@ def test_saving_writes_the_merged_model_or_the_adapter(make, tmp_path, tiny_mode
     assert_same_bits(split_trainable(loaded)[0], values(split_trainable(trainer.model)[0]))
 
 
+def test_adapters_learn_beside_a_base_of_8_bits(make, rows, tmp_path, tiny_model):
+    trainer = make(quantize_base="int8", num_train_epochs=4, eval_dataset=Dataset.from_list(rows))
+    assert trainer.reference_state is None and trainer.model.is_quantized
+    base = values(trainer.model.without_lora())
+    output = trainer.train()
+    first = next(line for line in output.log_history if "train/loss" in line)
+    assert first["train/loss"] == pytest.approx(LN2, abs=1e-6)
+    assert first["train/rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    assert output.metrics["eval/rewards/accuracies"] > 0.9
+    assert_same_bits(trainer.model.without_lora(), base)
+    output.state.save_state(tmp_path / "state")
+    loaded = make(quantize_base="int8").state.load_state(tmp_path / "state")
+    assert_same_bits(loaded.model, values(trainer.model))
+
+
+def test_a_model_may_come_quantised(make, tiny_model):
+    model = tiny_model.quantize()
+    assert losses(make(model=model)) == pytest.approx(losses(make(quantize_base="int8")), abs=1e-6)
+    with pytest.raises(ValueError, match="quantised already"):
+        make(model=model, quantize_base="int8")
+    with pytest.raises(ValueError, match="no optimiser can train"):
+        make(model=model, lora_rank=None)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"quantize_base": "int8", "sync_ref_model": True}, "keeps in 8 bits"),
+        ({"quantize_base": "int4"}, "quantize_base='int4', expected one of 'int8' or None"),
         ({"lora_rank": 0}, "lora_rank=0, expected None or a whole number of at least 1"),
         ({"lora_alpha": -1.0}, "lora_alpha=-1.0"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0, expected a share from 0 to below 1"),
@@ -263,6 +289,7 @@ def test_saving_writes_the_merged_model_or_the_adapter(make, tmp_path, tiny_mode
                 "lora_pattern": "q_proj",
                 "use_rslora": True,
                 "lora_seed": 1,
+                "quantize_base": "int8",
             }.items()
         ),
     ],

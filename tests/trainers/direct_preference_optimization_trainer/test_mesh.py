@@ -60,6 +60,15 @@ def test_eight_devices_train_adapters_as_one_does(results):
     }
 
 
+def test_quantised_weights_lie_as_the_weights_did(results):
+    assert results["int8 specs"] == {
+        "up_proj.values": "P(None, 'tp', 'fsdp')",
+        "up_proj.scale": "P(None, 'tp')",
+        "down_proj.values": "P(None, 'fsdp', 'tp')",
+        "down_proj.scale": "P(None, 'fsdp')",
+    }
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_reference_and_moments_lie_as_the_parameters_do(results, mesh):
     found = results[mesh]
