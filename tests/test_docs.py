@@ -24,7 +24,8 @@ from easydel.cli import main
 from easydel.cli.config_file import read_config_file
 from easydel.cli.dpo import run_sections
 from easydel.data import PreferencePair, PreferenceTransform
-from tests.tiny import CHATML
+
+from .tiny import CHATML
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,6 +10,7 @@ from .columnar import rows_of_columns
 from .faults import DataError, RowFault
 from .outcomes import Transform
 from .packing import Batch, PackingLayout, pack
+from .pair_keys import slot_keys
 from .preference import PreferencePair
 
 
@@ -28,7 +29,7 @@ class Collator:
     data_collator: Callable[[Sequence[PreferencePair]], Batch] | None = None
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> Batch:
-        """The batch.
+        """The batch, with the ``pair_keys`` by which what is known of a pair can be looked up.
 
         Raises:
           DataError: a token id that the model does not have.
@@ -40,7 +41,9 @@ class Collator:
                     f"row {pair.index} holds token id {largest}, but the model has {self.vocab_size} tokens: "
                     "processing_class is not this model's tokenizer."
                 )
-        return pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
+        batch = pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
+        # Without it a collate function of the caller's own leaves open which pair went where.
+        return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from easydel.data.faults import FaultTally
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows
 from easydel.data.packing import Batch, PackingLayout
-from easydel.data.pair_keys import slot_keys
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.data.template_options import refuse_inert_template_options
@@ -202,6 +201,8 @@ class DPOTrainer(Trainer):
 
     def checkpoint_arrays(self) -> dict[str, Any]:
         """`Trainer.checkpoint_arrays` with the reference where it moves."""
+        # A run killed right after this checkpoint must not score again, in other company, what it has trained on.
+        self._reference.store_pending()
         arrays = super().checkpoint_arrays()
         if self.arguments.sync_ref_model:
             arrays["reference"] = split_moving(self._reference.model(self.model), self.model)[0]
@@ -390,9 +391,7 @@ class DPOTrainer(Trainer):
         return PreferenceTransform(self.processing_class, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
-        batch = self._collator(pairs)
-        # Without it a collate function of the caller's own leaves open which pair went where.
-        return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
+        return self._collator(pairs)
 
     @functools.cached_property
     def _collator(self) -> Collator:

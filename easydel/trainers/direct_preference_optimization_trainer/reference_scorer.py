@@ -98,7 +98,7 @@ class ReferenceScorer:
     def state(self, state: EasyDeLState) -> None:
         if self._reference is None:
             raise ValueError("reference_free=True keeps no reference, so there is none to replace.")
-        self._store_pending()
+        self.store_pending()
         self._reference.state, self._cache = state, None
 
     @property
@@ -128,7 +128,7 @@ class ReferenceScorer:
         if not self._is_cached or "pair_keys" not in batch:
             self.scored += int(np.count_nonzero(batch["pair_mask"]))
             return self._whole(self._score(self.model(policy), device_batch))
-        self._store_pending()
+        self.store_pending()
         slots = _slots_by_key(batch)
         cache = self.cache(policy)
         known = cache.find(slots)
@@ -156,11 +156,12 @@ class ReferenceScorer:
         try:
             yield
         finally:
-            self._store_pending()
+            self.store_pending()
             if self._reference is not None:
                 self._reference.give_back()
 
-    def _store_pending(self) -> None:
+    def store_pending(self) -> None:
+        """Store what was scored last; the next call does so by itself."""
         if self._pending is None:
             return
         (cache, slots, on_device), self._pending = self._pending, None
