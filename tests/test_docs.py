@@ -36,6 +36,7 @@ FIELDS = {field.name for field in dataclasses.fields(DPOConfig)}
 
 
 def tokenizer_of_a_chat_model() -> PreTrainedTokenizerFast:
+    """One token a character, capitals among them, within the 96 tokens of the golden Llama."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.decoder = decoders.Fuse()
@@ -124,7 +125,7 @@ def test_every_option_is_explained_in_the_guide():
 
 
 def here_column() -> list[str]:
-    """The last cell of every row of the tables of the migration page, `here` in their heads."""
+    """The second cell, "here", of every row of the migration page's tables."""
     page = (ROOT / "docs" / "migration.md").read_text()
     return [line.strip().strip("|").split("|")[1] for line in page.splitlines() if line.startswith("| `")]
 
@@ -145,7 +146,9 @@ def test_every_public_name_has_its_place_in_the_api_pages():
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in sorted((ROOT / "easydel").rglob("*.py")) if ">>> " in path.read_text()], ids=lambda p: p.stem
+    "path",
+    [path for path in sorted((ROOT / "easydel").rglob("*.py")) if ">>> " in path.read_text()],
+    ids=lambda p: p.stem,
 )
 def test_the_examples_of_docstrings_run(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
