@@ -90,7 +90,12 @@ def tree_shardings(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     """Send a batch to the devices with its rows split over the data axes; every device gets its own rows only."""
-    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec(DATA_AXES)))
+    return jax.device_put(dict(batch), batch_sharding(mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over the data axes."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXES))
 
 
 def constrain(x: Array, *axes: tuple[str, ...] | None) -> Array:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from easydel.data.packing import Batch
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.mesh import put_batch
+from easydel.infra.mesh import batch_sharding, put_batch
 from easydel.trainers.direct_preference_optimization_trainer.reference import Reference
 from easydel.trainers.direct_preference_optimization_trainer.reference_cache import (
     Parts,
@@ -71,7 +71,10 @@ class ReferenceScorer:
         self._score = jax.jit(
             lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), micro_batches).parts
         )
-        self._whole = jax.jit(functools.partial(whole_completions, ld_alpha=ld_alpha))
+        # Wherever the parts come from, these lie like the rest of the batch: else the step would be compiled for both.
+        self._whole = jax.jit(
+            functools.partial(whole_completions, ld_alpha=ld_alpha), out_shardings=batch_sharding(mesh)
+        )
 
     def cache(self, policy: EasyDeLBaseModule) -> ReferenceCache:
         """The cache of this reference; the first use works out the digest of its weights."""

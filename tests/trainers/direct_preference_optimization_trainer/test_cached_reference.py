@@ -290,29 +290,42 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
     assert len(run.trainer._reference.cache(run.trainer.model)) == 0
 
 
-def test_a_collate_function_without_pair_order_is_not_cached_and_cannot_be_precomputed(make):
+def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precomputed(make):
     def collator(pairs):
         batch = pack(pairs, PackingLayout(padding_value=0))
-        return {name: value for name, value in batch.items() if name != "pair_order"}
+        return {name: value for name, value in batch.items() if name != "pair_keys"}
 
     for _ in range(2):
         run = make(collator=collator)
         assert run.losses()[0] == pytest.approx(math.log(2), abs=1e-6)
         assert run.passes == 3
-    with pytest.raises(ValueError, match='data_collator gives no "pair_order"'):
+    with pytest.raises(ValueError, match='data_collator gives no "pair_keys"'):
         make(collator=collator, precompute_ref_log_probs=True).losses()
 
 
-def test_hits_and_misses_run_the_same_compiled_step(make):
-    def times_traced(**options) -> int:
-        trainer, traced = make(shuffle_train_dataset=False, **options).trainer, []
-        train, evaluate = trainer.make_steps()
-        trainer.make_steps = lambda: (lambda *arguments: traced.append(1) or train(*arguments), evaluate)
-        trainer.train()
-        return len(traced)
+def test_a_collate_function_that_reorders_pairs_mixes_up_no_log_probs(make):
+    def collator(pairs):
+        return pack(sorted(pairs, key=lambda pair: -len(pair.prompt_ids)), PackingLayout(padding_value=0))
 
-    # The second pass finds what the first one stored.
-    assert times_traced(num_train_epochs=2) == times_traced(num_train_epochs=1)
+    assert make(collator=collator).losses()[0] == pytest.approx(math.log(2), abs=1e-6)
+    again = make()
+    assert again.losses()[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert again.passes == 0
+
+
+def test_the_compiled_step_cannot_tell_hits_from_misses(make):
+    run = make(num_train_epochs=2, shuffle_train_dataset=False)
+    prepare, seen = run.trainer.prepare_batch, []
+
+    def spy(state, batch, device_batch):
+        prepared = prepare(state, batch, device_batch)
+        seen.append({name: (array.shape, array.dtype, array.sharding) for name, array in prepared.items()})
+        return prepared
+
+    run.trainer.prepare_batch = spy
+    run.losses()
+    assert run.passes == 3
+    assert seen[:3] == seen[3:]
 
 
 @pytest.mark.parametrize(
