@@ -9,6 +9,7 @@ from easydel.trainers.callbacks import TrainerCallback
 
 if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer
+    from easydel.trainers.training_arguments import TrainingArguments
 
 
 def lower_is_better(metric: str) -> bool:
@@ -59,3 +60,13 @@ class TimeLimit(TrainerCallback):
     def on_step_end(self, trainer: Trainer, step: int) -> None:
         if time.monotonic() - self._started >= self._seconds:
             trainer.stop(f"max_training_seconds={self._seconds:g} have passed")
+
+
+def stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
+    """Those that the options ask for."""
+    callbacks: list[TrainerCallback] = []
+    if arguments.early_stopping_patience is not None and arguments.best_metric is not None:
+        callbacks.append(EarlyStopping(arguments.best_metric, arguments.early_stopping_patience))
+    if arguments.max_training_seconds is not None:
+        callbacks.append(TimeLimit(arguments.max_training_seconds))
+    return callbacks

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import abc
 import collections
 import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,28 +19,25 @@ from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
-from easydel.infra.state_files import load_arrays
 from easydel.infra.trainable import copy_trainable, join, split_trainable
+from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks import LogLine, TrainerCallback
-from easydel.trainers.checkpoints import ARRAYS, Checkpoints, latest_checkpoint, read_notes
 from easydel.trainers.compiled_step import compile_training_step
 from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
-from easydel.trainers.run_folder import find_checkpoint, make_run_folder, read_log, run_of, write_log
-from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION, as_json, refuse_other_run
+from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION
+from easydel.trainers.run_record import RunRecord
 from easydel.trainers.stop_signals import StopSignals, interruption
-from easydel.trainers.stopping import EarlyStopping, TimeLimit, lower_is_better
+from easydel.trainers.stopping import stopping_callbacks
 from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
+from easydel.trainers.trainer_hooks import TrainerHooks
 from easydel.trainers.trainer_protocol import (
     Batch,
-    BatchLoader,
-    BatchStatistics,
     DeviceBatch,
     Metrics,
     SelfCheckError,
-    TrainerConfigureDataloaderOutput,
     TrainerConfigureFunctionOutput,
     TrainerOutput,
 )
@@ -52,16 +48,7 @@ logger = logging.getLogger("easydel")
 BATCHES_ON_DEVICE = 2
 
 
-@dataclasses.dataclass
-class Place:
-    """How far a run has come: updates made, the data's position behind them, and the update last evaluated at."""
-
-    step: int = 0
-    data: dict[str, Any] | None = None
-    evaluated: int | None = None
-
-
-class Trainer(abc.ABC):
+class Trainer(TrainerHooks):
     """Trains a model: batches in, updates, logs, evaluations out.
 
     A subclass gives the batches (`configure_dataloaders`), the two steps (`make_steps`) and what the host can say of
@@ -93,7 +80,6 @@ class Trainer(abc.ABC):
         self.arguments = arguments
         self.processing_class = processing_class
         self.log_history: list[LogLine] = []
-        self.run_folder: Path | None = None
         self.mesh = mesh_of(model) or create_mesh()
         self.dataloaders = self.configure_dataloaders()
         if arguments.do_eval and not self.dataloaders.evaluation:
@@ -104,111 +90,21 @@ class Trainer(abc.ABC):
             )
         self.total_steps = self._plan_steps()
         self._schedule = make_schedule(arguments, self.total_steps)
-        self._callbacks = [*callbacks, *_stopping_callbacks(arguments)]
-        best_metric = arguments.best_metric
-        self.checkpoints = Checkpoints(
-            arguments.save_total_limit, best_metric, best_metric is not None and lower_is_better(best_metric)
-        )
-        self._identity: dict[str, Any] | None = None
-        self._place = Place()
-        self._saved_step = 0
-        self._last_checkpoint: Path | None = None
-        self._last_evaluation: dict[str, float] = {}
+        self._callbacks = [*callbacks, *stopping_callbacks(arguments)]
+        self._record = RunRecord(arguments)
         self._stop_reason: str | None = None
         self.state = self.configure_model(model)
         self._functions: TrainerConfigureFunctionOutput | None = None
-
-    # What a subclass gives.
-
-    @abc.abstractmethod
-    def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
-        """Make the loaders; nothing is read before they are iterated."""
-
-    @abc.abstractmethod
-    def make_steps(
-        self,
-    ) -> tuple[
-        Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]],
-        Callable[[EasyDeLState, DeviceBatch], Metrics],
-    ]:
-        """The pure training and evaluation steps, not yet compiled; metrics are means over the batch's examples."""
-
-    @abc.abstractmethod
-    def batch_statistics(self, batch: Batch) -> BatchStatistics:
-        """Count a batch on the host."""
-
-    @abc.abstractmethod
-    def evaluation_loader(self, dataset: Any) -> BatchLoader:
-        """Batches of a set that was not given at construction."""
-
-    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
-        """Add to a batch on the device what the step needs besides; called before every step."""
-        return device_batch
-
-    def prepare_run(self) -> None:  # noqa: B027  a hook: nothing to do unless a subclass has something
-        """Hook at the start of `train`, when it is known where the run begins and before its first evaluation."""
-
-    def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
-        """Hook before update number `step` (from 1)."""
-        return state
-
-    def on_step_end(self, state: EasyDeLState, metrics: Metrics, step: int) -> tuple[EasyDeLState, Metrics]:
-        """Hook after update number `step` (from 1); the metrics that come back are the ones logged."""
-        return state, metrics
-
-    @abc.abstractmethod
-    def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
-        """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""
-
-    def checkpoint_arrays(self) -> dict[str, Any]:
-        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
-        return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
-
-    def restore_arrays(self, arrays: dict[str, Any]) -> None:
-        """Take back what `checkpoint_arrays` gave."""
-        frozen = split_trainable(self.state.model)[1]
-        self.state = arrays["state"].replace(model=join(arrays["state"].model, frozen))
-
-    def run_identity(self) -> dict[str, Any]:
-        """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
-        options = dataclasses.asdict(self.arguments)
-        shared = {name: value for name, value in options.items() if name not in OPTIONS_OF_A_SESSION}
-        return {"model": fingerprint(self.state.model), "updates": self.total_steps} | shared
 
     # Set-up.
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
         """The state to train, on its mesh, trained parameters in buffers of their own."""
-        policy = self._with_adapters(model.model if isinstance(model, EasyDeLState) else model)
+        policy = with_adapters(model.model if isinstance(model, EasyDeLState) else model, self.arguments)
         # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
         policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
         return jax.device_put(state, tree_shardings(state, policy.partition_rules, self.mesh))
-
-    def _with_adapters(self, model: EasyDeLBaseModule) -> EasyDeLBaseModule:
-        """The model with the adapters, and the quantised weights beside them, that the options ask for."""
-        arguments = self.arguments
-        if arguments.lora_rank is None:
-            return model
-        if arguments.quantize_base is not None:
-            if model.is_quantized:
-                raise ValueError(
-                    f"quantize_base={arguments.quantize_base!r}, but the model is quantised already; leave it out."
-                )
-            model = model.quantize()
-        if model.has_lora:
-            raise ValueError(
-                f"lora_rank={arguments.lora_rank}, but the model has adapters already: leave lora_rank out to train "
-                "those, or pass model.merge_lora() to train new ones on top of them."
-            )
-        return model.apply_lora_to_layers(
-            arguments.lora_rank,
-            arguments.lora_alpha,
-            arguments.lora_pattern,
-            dropout=arguments.lora_dropout,
-            use_rslora=arguments.use_rslora,
-            seed=arguments.lora_seed,
-        )
 
     def _plan_steps(self) -> int:
         """Updates the run is expected to make."""
@@ -231,7 +127,7 @@ class Trainer(abc.ABC):
             sharded_training_step_function=compile_training_step(train, self.state.shardings),
             sharded_evaluation_step_function=jax.jit(evaluate),
             mesh=self.mesh,
-            checkpoint_manager=self.checkpoints,
+            checkpoint_manager=self._record.checkpoints,
         )
 
     @property
@@ -246,7 +142,27 @@ class Trainer(abc.ABC):
         """The model as trained so far."""
         return self.state.model
 
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the run's files are; None before `train`, and for a run that writes none."""
+        return self._record.folder
+
     # Checkpoints.
+
+    def checkpoint_arrays(self) -> dict[str, Any]:
+        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
+        return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
+
+    def restore_arrays(self, arrays: dict[str, Any]) -> None:
+        """Take back what `checkpoint_arrays` gave."""
+        frozen = split_trainable(self.state.model)[1]
+        self.state = arrays["state"].replace(model=join(arrays["state"].model, frozen))
+
+    def run_identity(self) -> dict[str, Any]:
+        """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
+        options = dataclasses.asdict(self.arguments)
+        shared = {name: value for name, value in options.items() if name not in OPTIONS_OF_A_SESSION}
+        return {"model": fingerprint(self.state.model), "updates": self.total_steps} | shared
 
     def load_checkpoint(self, folder: str | Path) -> dict[str, Any]:
         """Take the state of one of this run's checkpoints, e.g. `TrainerOutput.best_checkpoint`.
@@ -258,77 +174,46 @@ class Trainer(abc.ABC):
           FileNotFoundError: there is no checkpoint.
           ValueError: it is of another run; names every difference.
         """
-        folder = Path(folder)
-        notes = read_notes(folder)
-        refuse_other_run(folder, notes["identity"], self._identity or as_json(self.run_identity()))
-        self.restore_arrays(load_arrays(folder / ARRAYS, self.checkpoint_arrays()))
+        arrays, notes = self._record.load(Path(folder), self.checkpoint_arrays(), self.run_identity())
+        self.restore_arrays(arrays)
         return notes
 
     def _open_run(self, log: TrainingLog) -> None:
         """Find the run's folder, and go on from a checkpoint where one is asked for."""
-        arguments = self.arguments
-        if arguments.save_directory is None:
+        if self.arguments.save_directory is None:
             return
-        where = arguments.save_directory, arguments.model_name
-        self._identity = as_json(self.run_identity())
-        checkpoint = None
-        if arguments.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(arguments.resume_from_checkpoint, *where)
-            if checkpoint is None:
-                logger.warning("there is no checkpoint of %s/%s yet: starting from the beginning.", *where)
-        if checkpoint is None:
-            self.run_folder = make_run_folder(*where)
-        else:
+        checkpoint = self._record.open(self.run_identity())
+        if checkpoint is not None:
             notes = self.load_checkpoint(checkpoint)
-            self._place = Place(**notes["place"])
+            self.log_history[:] = self._record.go_on(checkpoint, notes)
             log.restore(notes["log"])
-            run = run_of(checkpoint)
-            self.log_history[:] = read_log(run, self._place.step)
-            # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
-            self.run_folder = run if checkpoint == latest_checkpoint(run) else make_run_folder(*where)
-            write_log(self.run_folder, self.log_history)
-            self._last_checkpoint = checkpoint
-            logger.warning("going on from %s, update %d of %d.", checkpoint, self._place.step, self.total_steps)
-        self.checkpoints.open(self.run_folder)
+            logger.warning("going on from %s, update %d of %d.", checkpoint, self._record.place.step, self.total_steps)
 
     def _save(self, log: TrainingLog) -> None:
         with log.pause():
-            self._save_now(log)
-            self._notify("on_save", self._place.step, self._last_checkpoint)
-
-    def _save_now(self, log: TrainingLog) -> None:
-        place = self._place
-        notes = {
-            "place": dataclasses.asdict(place),
-            "log": log.notes(),
-            "identity": self._identity,
-            "options": dataclasses.asdict(self.arguments),
-        }
-        metrics = self._last_evaluation if place.evaluated == place.step else {}
-        self._last_checkpoint = self.checkpoints.save(place.step, self.checkpoint_arrays(), notes, metrics)
-        self._saved_step = place.step
+            self._record.save(self.checkpoint_arrays(), log.notes())
+            self._notify("on_save", self._record.place.step, self._record.last_checkpoint)
 
     def _save_last_good_state(self, log: TrainingLog) -> None:
         """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
-        step = self._place.step
-        if self.run_folder is None or self._saved_step == step:
+        record = self._record
+        if record.is_saved:
             return
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-            logger.error(
-                "the state was lost with the update that failed; the last checkpoint is %s.", self._last_checkpoint
-            )
+            last = record.last_checkpoint
+            logger.error("the state was lost with the update that failed; the last checkpoint is %s.", last)
             return
         try:
-            self._save_now(log)
-            self.checkpoints.wait()
+            record.save(self.checkpoint_arrays(), log.notes())
+            record.checkpoints.wait()
         except Exception:
             # The exception that ended the run is the one to show.
-            logger.exception("the state after update %d could not be saved.", step)
+            logger.exception("the state after update %d could not be saved.", record.place.step)
         else:
             logger.warning(
                 'the state after update %d is saved in %s; go on with resume_from_checkpoint="latest".',
-                step,
-                self._last_checkpoint,
+                record.place.step,
+                record.last_checkpoint,
             )
 
     # The loop.
@@ -372,15 +257,15 @@ class Trainer(abc.ABC):
             raise
         finally:
             self._notify("on_train_end")
-            best = self.checkpoints.best
-            self.checkpoints.close()
+            best = self._record.checkpoints.best
+            self._record.checkpoints.close()
         last: dict[str, float] = {}
         for line in self.log_history:
             last |= {name: value for name, value in line.items() if name != "step"}
         return TrainerOutput(
             state=self.state,
             metrics=last,
-            last_checkpoint=self._last_checkpoint,
+            last_checkpoint=self._record.last_checkpoint,
             best_checkpoint=best,
             log_history=self.log_history,
             run_folder=self.run_folder,
@@ -392,7 +277,7 @@ class Trainer(abc.ABC):
         self._stop_reason = self._stop_reason or reason
 
     def _run(self, log: TrainingLog, signals: StopSignals) -> None:
-        arguments, place = self.arguments, self._place
+        arguments, place = self.arguments, self._record.place
         self._evaluate_if_due(log, is_last=False)
         for batch, device_batch, position in self._training_batches():
             metrics, is_nonfinite = self._update(batch, device_batch, place.step + 1)
@@ -419,16 +304,16 @@ class Trainer(abc.ABC):
             )
 
     def _is_over(self) -> bool:
-        return self._place.step == self.total_steps or self._stop_reason is not None
+        return self._record.place.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
         """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
-        batches = self.dataloaders.train.iterate(self._place.data)
+        batches = self.dataloaders.train.iterate(self._record.place.data)
         positions: collections.deque[dict[str, Any]] = collections.deque()
 
         def remember_positions() -> Iterator[Batch]:
-            for batch in itertools.islice(batches, self.total_steps - self._place.step):
+            for batch in itertools.islice(batches, self.total_steps - self._record.place.step):
                 positions.append(batches.position())
                 yield batch
 
@@ -448,15 +333,15 @@ class Trainer(abc.ABC):
         return metrics, is_nonfinite
 
     def _evaluate_if_due(self, log: TrainingLog, is_last: bool) -> None:
-        step, every, place = self._place.step, self.arguments.evaluation_steps, self._place
+        step, every, place = self._record.place.step, self.arguments.evaluation_steps, self._record.place
         if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == step:
             return
         if step == 0 or is_last or (every is not None and step % every == 0):
             with log.pause():
-                self._last_evaluation = self.evaluate()
+                self._record.evaluation = self.evaluate()
             best = self.arguments.best_metric
-            if best is not None and best not in self._last_evaluation:
-                known = ", ".join(sorted(self._last_evaluation))
+            if best is not None and best not in self._record.evaluation:
+                known = ", ".join(sorted(self._record.evaluation))
                 raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
             place.evaluated = step
 
@@ -546,12 +431,3 @@ class Trainer(abc.ABC):
     def _notify(self, event: str, *arguments: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(self, *arguments)
-
-
-def _stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = []
-    if arguments.early_stopping_patience is not None and arguments.best_metric is not None:
-        callbacks.append(EarlyStopping(arguments.best_metric, arguments.early_stopping_patience))
-    if arguments.max_training_seconds is not None:
-        callbacks.append(TimeLimit(arguments.max_training_seconds))
-    return callbacks

@@ -28,7 +28,7 @@ class SendSignal(TrainerCallback):
     def on_step_end(self, trainer, step):
         if step == 5:
             if self.number is signal.SIGKILL:
-                trainer.checkpoints.wait()  # a checkpoint half-written is another test's business
+                trainer.functions.checkpoint_manager.wait()  # a checkpoint half-written is another test's business
             os.kill(os.getpid(), self.number)
 
 
