@@ -11,7 +11,8 @@ help:
 	@echo "make quickstart   train a small model on two CPU cores and show what changed"
 	@echo "make test         run the tests"
 	@echo "make lint         run ruff and mypy"
-	@echo "make clean        remove the virtual environment"
+	@echo "make docs         build the guide and the API pages into site/"
+	@echo "make clean        remove the virtual environment and site/"
 
 quickstart: $(VENV)/installed-quickstart
 	$(HUGE_PAGES) $(BIN)/python examples/quickstart.py
@@ -24,8 +25,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-docs
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --builder html docs site
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 # Empty files that say what is installed; a newer pyproject.toml installs it again.
 $(VENV)/installed-quickstart: $(BIN)/python pyproject.toml
@@ -38,10 +42,15 @@ $(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(INSTALL) ".[dev]"
 	@touch $@
 
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml
+	@echo "Installing into $(VENV), a few minutes the first time"
+	$(INSTALL) ".[docs]"
+	@touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 	  "$(PYTHON) is not Python 3.11 or newer. Name one that is, e.g.: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@# A half-made environment must not look like a whole one the next time.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint docs clean

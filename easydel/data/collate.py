@@ -10,7 +10,6 @@ from .columnar import rows_of_columns
 from .faults import DataError, RowFault
 from .outcomes import Transform
 from .packing import Batch, PackingLayout, pack
-from .pair_keys import slot_keys
 from .preference import PreferencePair
 
 
@@ -29,7 +28,7 @@ class Collator:
     data_collator: Callable[[Sequence[PreferencePair]], Batch] | None = None
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> Batch:
-        """The batch, with the ``pair_keys`` by which what is known of a pair can be looked up.
+        """The batch.
 
         Raises:
           DataError: a token id that the model does not have.
@@ -41,9 +40,7 @@ class Collator:
                     f"row {pair.index} holds token id {largest}, but the model has {self.vocab_size} tokens: "
                     "processing_class is not this model's tokenizer."
                 )
-        batch = pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
-        # Without it a collate function of the caller's own leaves open which pair went where.
-        return batch | {"pair_keys": slot_keys(batch, pairs)} if "pair_order" in batch else batch
+        return pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .faults import DataError
+from .pair_keys import KEY_BYTES, pair_key
 from .preference import PreferencePair
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
@@ -152,7 +153,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
       ``2 * slot + side``, -1 where there is no target);
       ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's place in the data) and ``pair_order`` (its place in
       `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (any part was cut) [rows, slots] bool;
-      ``pair_weight`` [rows, slots] float32;
+      ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, by which what is known of a pair is
+      looked up (`easydel.data.pair_keys`);
       ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
 
     Raises:
@@ -184,6 +186,7 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         "pair_order": empty(slots, -1),
         "pair_truncated": empty(slots, False, np.bool_),
         "pair_weight": empty(slots, 0, np.float32),
+        "pair_keys": np.zeros((rows, slots, KEY_BYTES), np.uint8),
     }
     known = [pair.ref_chosen_logps is not None for pair in pairs]
     if any(known) and not all(known):
@@ -214,6 +217,7 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
             batch["pair_order"][row, slot] = index
             batch["pair_truncated"][row, slot] = _is_truncated(tree.pair)
             batch["pair_weight"][row, slot] = tree.pair.weight
+            batch["pair_keys"][row, slot] = np.frombuffer(pair_key(tree.pair), np.uint8)
             if all(known):
                 batch["ref_chosen_logps"][row, slot] = tree.pair.ref_chosen_logps
                 batch["ref_rejected_logps"][row, slot] = tree.pair.ref_rejected_logps

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 
-from .packing import Batch
 from .preference import PreferencePair
 
 KEY_BYTES = 16
@@ -23,10 +20,3 @@ def pair_key(pair: PreferencePair) -> bytes:
     for mask in (pair.chosen_loss_mask, pair.rejected_loss_mask):
         digest.update(np.asarray(mask, np.bool_).tobytes())
     return digest.digest()
-
-
-def slot_keys(batch: Batch, pairs: Sequence[PreferencePair]) -> UInt8[np.ndarray, "rows slots key"]:
-    """The key of every slot of a batch made of `pairs`, by its ``pair_order``; 0 where a slot is empty."""
-    keys = np.array([np.frombuffer(pair_key(pair), np.uint8) for pair in pairs])
-    order = batch["pair_order"]
-    return np.where((order >= 0)[..., None], keys[np.maximum(order, 0)], np.uint8(0))

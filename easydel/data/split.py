@@ -37,7 +37,7 @@ def split_renderings(encoder: Encoder, chosen: Rendering, rejected: Rendering, s
     Raises:
       BadRow: "empty prompt", "empty completion", or "bad value" for text that no tokenizer can read.
     """
-    ours, theirs = encoder.encode(chosen.text, "chosen"), encoder.encode(rejected.text, "rejected")
+    ours, theirs = encoder.encode({"chosen": chosen.text, "rejected": rejected.text})
     inside = min(encoder.first_token_past(ours, chosen.cut), encoder.first_token_past(theirs, rejected.cut))
     shared = _common_prefix_length(ours.ids[:inside], theirs.ids[:inside])
     chosen_ids, chosen_mask = _completion(encoder, ours, chosen, shared, stop_ids, "chosen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     all_special_ids: list[int]
 
-    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Any: ...
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool, return_offsets_mapping: bool) -> Any: ...
     def __len__(self) -> int: ...
     def apply_chat_template(
         self, messages: list, *, tokenize: bool, add_generation_prompt: bool, tools: list | None, **kwargs: Any
@@ -73,25 +74,30 @@ class Encoder:
             ) from error
         return probe
 
-    def encode(self, text: str, field: str) -> Encoding:
-        """The text's tokens, with exactly one BOS in front where the tokenizer or the text puts one there.
+    def encode(self, texts: Mapping[str, str]) -> tuple[Encoding, ...]:
+        """The tokens of texts by their field, each with one BOS in front where the tokenizer or the text has one there.
+
+        The tokenizer is called once for all: it may then use several cores.
 
         Raises:
-          BadRow: "bad value" for text that is not Unicode, naming `field`.
+          BadRow: "bad value" for text that is not Unicode, naming its field.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRow(
-                field,
-                "bad value",
-                f'"{field}" or its prompt holds half a surrogate pair ({error}), which is not text. Mend the encoding.',
-            ) from error
-        called = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(called["input_ids"]), list(called["offset_mapping"])
-        if self.adds_bos:
-            ids.insert(0, self.bos_id)
-            offsets.insert(0, (0, 0))
+        for field, text in texts.items():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRow(
+                    field,
+                    "bad value",
+                    f'"{field}" or its prompt holds half a surrogate pair ({error}), which is not text. Mend the '
+                    "encoding.",
+                ) from error
+        called = self._tokenizer(list(texts.values()), add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(map(self._with_one_bos, texts.values(), called["input_ids"], called["offset_mapping"]))
+
+    def _with_one_bos(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Encoding:
+        if self.adds_bos and self.bos_id is not None:
+            ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
         doubled = 0  # the text may bring a BOS of its own, or two
         while self.bos_id is not None and ids[doubled : doubled + 2] == [self.bos_id, self.bos_id]:
             doubled += 1

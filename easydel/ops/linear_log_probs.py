@@ -39,8 +39,8 @@ def linear_log_probs(
 
     Example:
       >>> h, w = jnp.eye(2)[None], jnp.eye(2)
-      >>> linear_log_probs(h, w, jnp.array([[0, 0]])).round(4).tolist()
-      [[-0.3133000135421753, -1.3133000135421753]]
+      >>> [round(logp, 4) for logp in linear_log_probs(h, w, jnp.array([[0, 0]]))[0].tolist()]
+      [-0.3133, -1.3133]
     """
     return _forward(hidden, weight, targets, count, chunk_size, soft_cap)[0]
 

@@ -356,8 +356,9 @@ class Trainer(abc.ABC):
                 "its model to train on from here."
             )
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
-        self._open_run(log)
-        self.prepare_run()
+        with log.pause():
+            self._open_run(log)
+            self.prepare_run()
         # The log's own file comes first: a line is in it whatever a listener does.
         self._callbacks = self._run_callbacks() + self._callbacks
         try:

@@ -88,6 +88,6 @@ def _check(batch: Batch) -> None:
         )
     if "pair_keys" not in batch:
         raise ValueError(
-            'precompute_ref_log_probs=True needs to know which pair is where, but data_collator gives no "pair_order"; '
+            'precompute_ref_log_probs=True needs to know which pair is where, but data_collator gives no "pair_keys"; '
             "add it (easydel.data.packing.pack does) or set precompute_ref_log_probs=False."
         )

@@ -130,6 +130,7 @@ def preference_metrics(policy: PairLogps, batch: DeviceBatch, objective: Objecti
             "rewards/chosen": mean(beta * chosen_log_ratio),
             "rewards/rejected": mean(beta * rejected_log_ratio),
             "rewards/margins": mean(beta * margins),
+            "rewards/margin_size": mean(beta * jnp.abs(margins)),
             "rewards/accuracies": mean((jnp.sign(margins) + 1) / 2),
             "logps/chosen": mean(policy.chosen),
             "logps/rejected": mean(policy.rejected),

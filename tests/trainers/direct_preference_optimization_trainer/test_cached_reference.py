@@ -290,17 +290,27 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
     assert len(run.trainer._reference.cache(run.trainer.model)) == 0
 
 
-def test_a_collate_function_without_pair_order_is_not_cached_and_cannot_be_precomputed(make):
+def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precomputed(make):
     def collator(pairs):
         batch = pack(pairs, PackingLayout(padding_value=0))
-        return {name: value for name, value in batch.items() if name != "pair_order"}
+        return {name: value for name, value in batch.items() if name != "pair_keys"}
 
     for _ in range(2):
         run = make(collator=collator)
         assert run.losses()[0] == pytest.approx(math.log(2), abs=1e-6)
         assert run.passes == 3
-    with pytest.raises(ValueError, match='data_collator gives no "pair_order"'):
+    with pytest.raises(ValueError, match='data_collator gives no "pair_keys"'):
         make(collator=collator, precompute_ref_log_probs=True).losses()
+
+
+def test_a_collate_function_that_reorders_pairs_mixes_up_no_log_probs(make):
+    def collator(pairs):
+        return pack(sorted(pairs, key=lambda pair: -len(pair.prompt_ids)), PackingLayout(padding_value=0))
+
+    assert make(collator=collator).losses()[0] == pytest.approx(math.log(2), abs=1e-6)
+    again = make()
+    assert again.losses()[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert again.passes == 0
 
 
 def test_the_compiled_step_cannot_tell_hits_from_misses(make):

@@ -56,6 +56,12 @@ class Run(NamedTuple):
         ]
         return sorted("events" if "events" in path.name else str(path) for path in [*found])
 
+    def second_run(self, trainer: DPOTrainer) -> str:
+        """Where a run ends up that comes after one with the same options."""
+        first = dataclasses.replace(trainer.arguments, resume_from_checkpoint=None)
+        self.make(dataclasses.asdict(first)).train()
+        return trainer.train().run_folder.name
+
     def batch(self, trainer: DPOTrainer) -> list:
         batch = next(iter(trainer.dataloaders.train))
         return [(name, array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in batch.items()]
@@ -162,14 +168,16 @@ FIELDS = {
     "model_name": Field(("dpo", "tea"), "files", SAVED),
     "save_steps": Field((None, 1), "files", SAVED),
     "save_total_limit": Field((None, 1), "files", SAVED | {"save_steps": 1}),
-    "resume_from_checkpoint": Field((None, "latest"), "files", SAVED | {"save_steps": 1}),
+    "resume_from_checkpoint": Field((None, "latest"), "second_run", SAVED | {"save_steps": 1}),
     # Preferences.
     "beta": Field((0.1, 0.5), "trace"),
     "loss_type": Field(("sigmoid", "ipo"), "trace"),
     "loss_weights": Field((None, [2.0, 1.0]), "trace", {"loss_type": ["sigmoid", "sft"]}),
     "label_smoothing": Field((0.0, 0.2), "trace"),
     "f_divergence_type": Field(("reverse_kl", "js_divergence"), "trace"),
-    "f_alpha_divergence_coef": Field((0.5, 0.2), "trace", {"f_divergence_type": "alpha_divergence"}),
+    "f_alpha_divergence_coef": Field(
+        (0.5, 0.2), "trace", {"f_divergence_type": "alpha_divergence", "learning_rate": 1e-4}
+    ),
     "discopop_tau": Field((0.05, 0.5), "trace", {"loss_type": "discopop"}),
     "ld_alpha": Field((None, 0.5), "trace"),
     "rpo_alpha": Field((None, 1.0), "trace"),

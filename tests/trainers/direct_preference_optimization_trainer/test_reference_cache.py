@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from easydel.data.packing import PackingLayout, pack
-from easydel.data.pair_keys import pair_key, slot_keys
+from easydel.data.pair_keys import pair_key
 from easydel.trainers.direct_preference_optimization_trainer.reference_cache import (
     ReferenceCache,
     ReferenceCacheError,
@@ -136,7 +136,7 @@ def test_place_weight_and_layout_are_no_part_of_a_pairs_key(pairs):
     assert pair_key(dataclasses.replace(pairs[0], index=99, weight=0.5)) == pair_key(pairs[0])
     for layout in (PackingLayout(0), PackingLayout(7, packing=False, share_prompt=False, row_multiple=4)):
         batch = pack(pairs, layout)
-        keys = slot_keys(batch, pairs)
+        keys = batch["pair_keys"]
         for row, slot in np.argwhere(batch["pair_mask"]):
             assert keys[row, slot].tobytes() == pair_key(pairs[batch["pair_order"][row, slot]])
         assert not keys[~batch["pair_mask"]].any()
