@@ -105,7 +105,7 @@ class TrainingLog:
         """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
         updates = [
             update._asdict()
-            | {"metrics": {name: np.asarray(value).tolist() for name, value in jax.device_get(update.metrics).items()}}
+            | {"metrics": jax.tree.map(_plain, jax.device_get(update.metrics))}
             | {"nonfinite": bool(update.nonfinite), "statistics": dataclasses.asdict(update.statistics)}
             for window in (self._full, self._window)
             if window is not None
@@ -145,3 +145,8 @@ class TrainingLog:
         self._write(window)
         if error is not None:
             raise error
+
+
+def _plain(value: Any) -> Any:
+    """A value of a metric in JSON types."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

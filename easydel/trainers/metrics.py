@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,14 +28,31 @@ class MeanMetrics:
         """The batches' metrics on the host, in order; waits for the device."""
         return jax.device_get([dict(metrics) for metrics in self._metrics])
 
-    def means(self) -> dict[str, float]:
-        """Mean over all examples of every metric, in float64; what is not a single number is left out."""
-        totals: dict[str, float] = {}
-        counts: dict[str, int] = {}
+    def means(self) -> dict[str, Any]:
+        """Mean over all examples of every metric, in float64; arrays and lists of one shape element by element.
+
+        What has no mean (text, lists that change their length) keeps its latest value.
+        """
+        collected: dict[str, list[tuple[Any, int]]] = {}
         for metrics, examples in zip(self.fetch(), self._examples):
             for name, value in metrics.items():
-                if not np.issubdtype(np.asarray(value).dtype, np.number) or np.size(value) != 1:
-                    continue
-                totals[name] = totals.get(name, 0.0) + float(np.asarray(value).item()) * examples
-                counts[name] = counts.get(name, 0) + examples
-        return {name: total / counts[name] for name, total in totals.items()}
+                collected.setdefault(name, []).append((value, examples))
+        return {name: _mean(values) for name, values in collected.items()}
+
+
+def _mean(values: Sequence[tuple[Any, int]]) -> Any:
+    latest = values[-1][0]
+    arrays = [array for value, _ in values if (array := _numbers(value)) is not None]
+    if len(arrays) < len(values) or len({array.shape for array in arrays}) > 1:
+        return latest.tolist() if isinstance(latest, np.ndarray) else latest
+    mean = np.asarray(np.average(np.stack(arrays), axis=0, weights=[examples for _, examples in values]))
+    return mean.item() if mean.size == 1 else mean.tolist()
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """The value in float64, or None where it is text, a ragged list or a truth value."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return None
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.number) else None

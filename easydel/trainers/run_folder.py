@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from easydel.trainers.callbacks import LogLine
 from easydel.trainers.checkpoints import FOLDER, latest_checkpoint
@@ -88,4 +89,10 @@ def write_log(run_folder: Path, lines: list[LogLine]) -> None:
 
 def json_line(line: LogLine) -> str:
     """One line of the log; JSON knows no NaN, so a skipped update's loss is null."""
-    return json.dumps({name: None if value != value else value for name, value in line.items()}) + "\n"
+    return json.dumps({name: _without_nan(value) for name, value in line.items()}) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

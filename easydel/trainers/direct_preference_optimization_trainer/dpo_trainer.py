@@ -28,6 +28,12 @@ from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.infra.trainable import join
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
+from easydel.trainers.direct_preference_optimization_trainer.inputs import (
+    padding_value_of,
+    refuse_layout_options,
+    tokenizer_of,
+    warn_of_length,
+)
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for, split_moving
@@ -56,7 +62,8 @@ class DPOTrainer(Trainer):
       arguments: options; see `DPOConfig`.
       model: the policy to train. It stays usable: the trainer works on a copy.
       reference_model: what the policy is held near; None is the policy as given. May be the same object as `model`.
-      processing_class: tokenizer (a `transformers` fast tokenizer or an object with the same few methods).
+      processing_class: tokenizer (a `transformers` fast tokenizer or an object with the same few methods), or a
+        processor that has one.
       train_dataset: rows with "prompt", "chosen" and "rejected" (text, chat messages or token ids); tokenised lazily,
         during iteration.
       eval_dataset: the same for evaluation, or a dict of named sets.
@@ -64,7 +71,7 @@ class DPOTrainer(Trainer):
       callbacks: listeners besides the trackers and the progress bar.
 
     Attributes:
-      processing_class: the tokenizer.
+      processing_class: as given.
       reference_state: the frozen reference; None when the run is reference-free, when the reference is the policy with
         adapters off, and when its log-probs were precomputed.
       padding_value: token id that fills rows.
@@ -103,8 +110,9 @@ class DPOTrainer(Trainer):
         if processing_class is None:
             raise ValueError("processing_class is None; pass the model's tokenizer.")
         if data_collator is not None:
-            _refuse_layout_options(arguments)
-        self.padding_value = _padding_value(arguments, processing_class)
+            refuse_layout_options(arguments)
+        self._tokenizer = tokenizer_of(processing_class)
+        self.padding_value = padding_value_of(arguments, self._tokenizer)
         self.processing_class = processing_class
         self.arguments = arguments
         self.data_collator = data_collator
@@ -112,7 +120,7 @@ class DPOTrainer(Trainer):
         self._eval_dataset = eval_dataset
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
-        _warn_of_length(arguments.max_length, policy)
+        warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
             self._callbacks.append(self._sample_answers())
         if arguments.reference_free and reference_model is not None:
@@ -276,7 +284,7 @@ class DPOTrainer(Trainer):
             for name, loader in sets.items()
             if isinstance(loader, PreferenceLoader)
         }
-        return SampleAnswers(pairs, self.processing_class, arguments.eval_sample_tokens)
+        return SampleAnswers(pairs, self._tokenizer, arguments.eval_sample_tokens)
 
     @property
     def tally(self) -> FaultTally:
@@ -388,7 +396,7 @@ class DPOTrainer(Trainer):
             "tools": arguments.tools,
             "chat_template_kwargs": arguments.chat_template_kwargs,
         }
-        return PreferenceTransform(self.processing_class, **(options | overrides))
+        return PreferenceTransform(self._tokenizer, **(options | overrides))
 
     def _collate(self, pairs: Sequence[PreferencePair]) -> Batch:
         return self._collator(pairs)
@@ -402,34 +410,3 @@ class DPOTrainer(Trainer):
             row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
         )
         return Collator(layout, self.model.config.vocab_size, self.data_collator)
-
-
-def _refuse_layout_options(arguments: DPOConfig) -> None:
-    for option in ("packing", "share_prompt"):
-        if not getattr(arguments, option):
-            raise ValueError(
-                f"{option}=False has no effect with a data_collator, which lays out the batch by itself; leave one of "
-                "the two out."
-            )
-
-
-def _warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:
-    longest = model.config.max_position_embeddings
-    if max_length is None or max_length > longest:
-        logger.warning(
-            "max_length=%s, but the model was made for %d positions (max_position_embeddings in config.json); "
-            "longer rows are outside what it has learnt.",
-            max_length,
-            longest,
-        )
-
-
-def _padding_value(arguments: DPOConfig, processing_class: Any) -> int:
-    if arguments.padding_value is not None:
-        return arguments.padding_value
-    if processing_class.pad_token_id is None:
-        raise ValueError(
-            "the tokenizer has no pad token and padding_value is None. Set padding_value in DPOConfig to any token id "
-            "(padding is never read, so the end-of-text id will do), or tokenizer.pad_token."
-        )
-    return processing_class.pad_token_id
