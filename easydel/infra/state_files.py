@@ -33,19 +33,27 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
 
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: it holds other arrays than `like`; names them.
+      ValueError: it holds other arrays than `like`, which are named, or is damaged.
     """
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no saved state at {folder}.")
+    wanted = arrays_by_path(like)
     with ocp.StandardCheckpointer() as checkpointer:
-        _check_same_arrays(folder, checkpointer.metadata(folder).item_metadata.tree, arrays_by_path(like))
-        wanted = {
-            path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-            for path, array in arrays_by_path(like).items()
-        }
-        arrays = checkpointer.restore(folder, wanted)
+        metadata = checkpointer.metadata(folder).item_metadata
+        if metadata is None:
+            raise _damaged(folder, "the list of its arrays is missing")
+        _check_same_arrays(folder, metadata.tree, wanted)
+        shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
+        try:
+            arrays = checkpointer.restore(folder, shapes)
+        except Exception as error:  # Orbax has no type of its own for files that are gone or cut short
+            raise _damaged(folder, str(error).splitlines()[0]) from error
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+
+
+def _damaged(folder: Path, reason: str) -> ValueError:
+    return ValueError(f"the saved state in {folder} is damaged ({reason}); take an earlier one.")
 
 
 def arrays_by_path(tree: PyTree) -> dict[str, jax.Array]:

@@ -24,6 +24,7 @@ from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer import reference_scorer
 from easydel.trainers.trainer_protocol import SelfCheckError
 from tests.tiny import tiny_config
+from tests.trainers.direct_preference_optimization_trainer.test_dpo_trainer import STREAMS
 
 OPTIONS = {"total_batch_size": 4, "learning_rate": 1e-2, "save_directory": None, "progress_bar": False}
 
@@ -351,3 +352,19 @@ def test_precomputing_what_the_data_brings_is_refused(make, rows):
 def test_the_fill_shows_how_far_it_is(make, capsys):
     make(precompute_ref_log_probs=True, progress_bar=True).losses()
     assert "reference log-probs of train_dataset  3 batches, done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_streams_can_be_precomputed_and_bring_log_probs_of_their_own(make, rows, kind, monkeypatch, tmp_path):
+    options = {"shuffle_train_dataset": False, "num_train_epochs": 2, "max_training_steps": 6}
+    filled = make(other_model(), train=STREAMS[kind](rows), precompute_ref_log_probs=True, **options)
+    found = filled.losses()
+    assert filled.trainer.reference_state is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = make(other_model(), **options)
+    assert found == pytest.approx(asked.losses(), abs=1e-6)
+    assert asked.passes == 3
+    ready = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0 - n} for n, row in enumerate(rows)]
+    streamed, by_number = (make(train=data, **options) for data in (STREAMS[kind](ready), Dataset.from_list(ready)))
+    assert streamed.losses() == pytest.approx(by_number.losses(), abs=1e-6)
+    assert streamed.passes == by_number.passes == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.trainers.callbacks import TrainerCallback
-from easydel.trainers.checkpoints import FOLDER, latest_checkpoint
+from easydel.trainers.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_notes
+from easydel.trainers.run_identity import as_json
 from easydel.trainers.stopping import EarlyStopping
 
 ROOT = Path(__file__).parents[3]
@@ -307,3 +310,32 @@ def test_answers_are_sampled_at_every_evaluation(make, rows):
     assert all(len(line["answer"]) > 0 for line in lines)
     with pytest.raises(ValueError, match="without an eval_dataset"):
         make(eval_samples=2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_checkpoint_that_lost_a_file_is_read_whole_or_not_at_all(make):
+    trainer = make(save_steps=3)
+    trained = jax.tree.map(np.array, trainer.train().state)
+    folder, refused = latest_checkpoint(trainer.run_folder), 0
+    for file in [path for path in (folder / ARRAYS).rglob("*") if path.is_file()]:
+        kept = file.read_bytes()
+        file.unlink()
+        trainer.state = jax.tree.map(jnp.zeros_like, trainer.state)
+        try:
+            trainer.load_checkpoint(folder)
+        except ValueError as error:
+            assert "is damaged" in str(error)
+            refused += 1
+            assert not any(leaf.any() for leaf in jax.tree.leaves(trainer.state))
+        else:
+            assert equal(trainer.state, trained), file
+        file.write_bytes(kept)
+    assert refused
+
+
+def test_the_options_of_a_run_can_be_read_back_from_its_checkpoint(make):
+    trainer = make(save_steps=3, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], report_to=("tensorboard",))
+    trainer.train()
+    options = read_notes(latest_checkpoint(trainer.run_folder))["options"]
+    assert options == as_json(dataclasses.asdict(trainer.arguments))
+    assert as_json(dataclasses.asdict(DPOConfig(**options))) == options

@@ -24,9 +24,11 @@ from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.faults import DataError
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.sources import ShardedDataSource
+from easydel.infra.mesh import put_batch
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.trainers.checkpoints import Checkpoints
 from easydel.trainers.trainer import Trainer
-from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
+from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError, TrainerConfigureDataloaderOutput
 from tests.tiny import tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False}
@@ -269,12 +271,12 @@ def test_log_lines_are_means_over_their_pairs_and_are_kept_in_a_file(make, tmp_p
 
 def test_every_promised_metric_is_logged(make, dataset):
     metrics = make(eval_dataset=dataset).train().metrics
-    promised = ["loss", "padding_fraction", "truncated_fraction", "dropped_rows"]
-    promised += [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
+    promised = ["loss", "padding_fraction", "truncated_fraction", "dropped_rows", "pairs_per_second"]
+    promised += [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "margin_size", "accuracies")]
     promised += [f"{name}/{side}" for name in ("logps", "completion_length") for side in ("chosen", "rejected")]
-    training = ["grad_norm", "learning_rate", "epoch", "num_tokens", "tokens_per_second", "pairs_per_second", "mfu"]
-    assert {f"train/{name}" for name in promised + training} <= metrics.keys()
-    assert {f"eval/{name}" for name in promised} <= metrics.keys()
+    training = ["grad_norm", "learning_rate", "epoch", "num_tokens", "tokens_per_second", "mfu"]
+    # And no other: a perplexity, say, would mean nothing here.
+    assert metrics.keys() == {f"train/{name}" for name in promised + training} | {f"eval/{name}" for name in promised}
     assert metrics["train/completion_length/chosen"] > 10
     assert 0 < metrics["train/padding_fraction"] < 1
 
@@ -586,6 +588,10 @@ def test_callbacks_hear_of_everything_and_their_exceptions_arrive(tiny_model, to
         ({"total_batch_size": 4.5}, "total_batch_size=4.5, expected a whole number"),
         ({"packing": 1}, "packing=1, expected True or False"),
         ({"max_length": 256}, "max_prompt_length=128"),
+        ({"max_length": -1}, "max_length=-1"),
+        ({"max_prompt_length": -1}, "max_prompt_length=-1"),
+        ({"max_completion_length": -1}, "max_completion_length=-1"),
+        ({"padding_value": -1}, "padding_value=-1"),
         ({"extra_optimizer_kwargs": {"b1": "abc"}}, "b1='abc'"),
         ({"rpo_alpha": 0.0}, "rpo_alpha=0.0"),
         ({"ref_model_sync_steps": 8}, "sync_ref_model=False"),
@@ -627,3 +633,200 @@ def test_a_tokenizer_without_padding_needs_a_padding_value(tiny_model, dataset, 
     assert DPOTrainer(config(padding_value=2), tiny_model, None, bare, dataset).padding_value == 2
     with pytest.raises(ValueError, match="processing_class"):
         DPOTrainer(config(), tiny_model, None, None, dataset)
+
+
+def test_the_documented_methods_have_the_documented_parameters():
+    required = inspect.Parameter.empty
+    collect = {"max_sequence_length": required, "truncation_mode": "keep_end"}
+    documented = {
+        "compute_reference_log_probs": {"state": required, "padded_batch": required},
+        "configure_dataloaders": {},
+        "configure_functions": {},
+        "create_grain_collect_function": collect,
+        "create_tfds_collect_function": collect,
+        "on_step_end": {"state": required, "metrics": required, "step": required},
+    }
+    for method, parameters in documented.items():
+        _, *found = inspect.signature(getattr(DPOTrainer, method)).parameters.values()
+        assert [(parameter.name, parameter.default) for parameter in found] == list(parameters.items()), method
+
+
+class MadeWhenRead(ShardedDataSource):
+    """So many rows, made when they are read, and how many were."""
+
+    shard_names = ("rows",)
+    has_random_access = True
+
+    def __init__(self, rows, length):
+        self.rows, self.length, self.read = rows, length, 0
+
+    def open_shard(self, name):
+        return (self.read_row(name, number) for number in range(self.length))
+
+    def shard_length(self, name):
+        return self.length
+
+    def read_row(self, name, row):
+        self.read += 1
+        return self.rows[row % len(self.rows)]
+
+
+@pytest.mark.parametrize("length", [1_000, 1_000_000])
+def test_the_first_update_reads_a_few_rows_of_however_many(make, rows, tmp_path, length):
+    source = MadeWhenRead(rows, length)
+    # With a folder, so that the run's identity is taken too.
+    trainer = make(train_dataset=source, max_training_steps=1, save_directory=str(tmp_path))
+    assert source.read < 40
+    trainer.train()
+    assert source.read < 300
+
+
+def test_configured_functions_are_steps_that_can_be_called_the_mesh_and_the_checkpoints(make, rows):
+    trainer = make()
+    functions = trainer.configure_functions()
+    assert functions.mesh is trainer.mesh and isinstance(functions.checkpoint_manager, Checkpoints)
+    batch = trainer.create_grain_collect_function(512)(rows[:4])
+    with jax.set_mesh(functions.mesh):
+        prepared = trainer.prepare_batch(trainer.state, batch, put_batch(batch, functions.mesh))
+        evaluated = functions.sharded_evaluation_step_function(trainer.state, prepared)
+        state, metrics = functions.sharded_training_step_function(trainer.state, prepared)
+    assert isinstance(state, EasyDeLState) and int(state.step) == 1
+    assert float(metrics["loss"]) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(evaluated["loss"]) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_configured_dataloaders_give_every_batch_of_the_run_and_each_set(make, dataset):
+    loaders = make(eval_dataset={"few": dataset.select(range(5))}, num_train_epochs=2).configure_dataloaders()
+    assert isinstance(loaders, TrainerConfigureDataloaderOutput)
+    assert (loaders.steps, loaders.steps_per_epoch) == (6, 3.0)
+    for _ in range(2):  # as often as they are iterated
+        assert [int(batch["pair_mask"].sum()) for batch in loaders.train] == [4] * 6
+        assert [int(batch["pair_mask"].sum()) for batch in loaders.evaluation["few"]] == [4, 1]
+
+
+def test_what_on_step_end_gives_back_is_logged_and_trained_on(tiny_model, tokenizer, dataset):
+    seen = []
+
+    class Own(DPOTrainer):
+        def on_step_end(self, state, metrics, step):
+            state, metrics = super().on_step_end(state, metrics, step)
+            seen.append((type(metrics), step, float(metrics["loss"])))
+            if step == 3:
+                state = state.replace(model=jax.tree.map(jnp.zeros_like, state.model))
+            return state, {"loss": metrics["loss"], "twice the step": 2.0 * step}
+
+    output = Own(config(), tiny_model, None, tokenizer, dataset).train()
+    assert [(kind, step) for kind, step, _ in seen] == [(dict, 1), (dict, 2), (dict, 3)]
+    assert [line["train/twice the step"] for line in output.log_history] == [2.0, 4.0, 6.0]
+    assert [line["train/loss"] for line in output.log_history] == pytest.approx([loss for *_, loss in seen])
+    assert "train/rewards/margins" not in output.log_history[0]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(output.state.model))
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], (1.0, 2.0), np.arange(2.0)], ids=["list", "tuple", "array"])
+def test_a_metric_of_several_numbers_is_logged_as_it_was_given(tiny_model, tokenizer, dataset, tmp_path, value):
+    class Own(DPOTrainer):
+        def on_step_end(self, state, metrics, step):
+            return state, metrics | {"several": value}
+
+    trainer = Own(config(save_directory=str(tmp_path)), tiny_model, None, tokenizer, dataset)
+    log = trainer.train().log_history
+    assert list(log[0]["train/several"]) == list(value)
+
+
+class FewMethods:
+    """A tokenizer that is no `transformers` one: `tokenizers` behind the few methods that are needed."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer):
+        self._backend, self.apply_chat_template = tokenizer.backend_tokenizer, tokenizer.apply_chat_template
+        self.pad_token_id, _, self.eos_token_id = self.all_special_ids = [0, 1, 2]
+
+    def __len__(self):
+        return self._backend.get_vocab_size()
+
+    def __call__(self, text, *, add_special_tokens, return_offsets_mapping):
+        one = isinstance(text, str)
+        found = self._backend.encode_batch([text] if one else text, add_special_tokens=add_special_tokens)
+        ids, offsets = [encoding.ids for encoding in found], [encoding.offsets for encoding in found]
+        return {"input_ids": ids[0] if one else ids, "offset_mapping": offsets[0] if one else offsets}
+
+    def decode(self, ids):
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def convert_ids_to_tokens(self, ids):
+        return [self._backend.id_to_token(token) for token in ids]
+
+
+def test_an_object_with_the_few_methods_of_a_tokenizer_will_do(make, tiny_model, tokenizer, dataset):
+    assert losses(DPOTrainer(config(), tiny_model, None, FewMethods(tokenizer), dataset)) == losses(make())
+
+
+def test_means_over_a_window_weigh_a_small_last_update_by_its_pairs(make):
+    other = LlamaForCausalLM.init(tiny_config(), jax.random.key(9))
+    still = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    (whole,) = make(other, total_batch_size=12, **still).train().log_history
+    (ragged,) = make(other, total_batch_size=5, log_steps=3, **still).train().log_history  # 5, 5 and 2 pairs
+    for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "completion_length/rejected"):
+        assert ragged[f"train/{name}"] == pytest.approx(whole[f"train/{name}"], rel=1e-4), name
+
+
+def test_tokens_are_counted_without_padding_and_truncated_pairs_are_told(make, rows, tokenizer):
+    def count(messages, **options) -> int:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return len(tokenizer(text)["input_ids"])
+
+    # A tree is the prompt, once, and two answers; no line break follows their stop token.
+    prompts = [count(row["prompt"], add_generation_prompt=True) for row in rows]
+    paths = [count(row["prompt"] + row[side]) - 1 for row in rows for side in ("chosen", "rejected")]
+    for packing in (True, False):
+        (line,) = make(packing=packing, log_steps=3).train().log_history
+        assert line["train/num_tokens"] == sum(paths) - sum(prompts)
+        assert line["train/truncated_fraction"] == 0.0
+    too_long = [len(row["rejected"][0]["content"]) + 1 > 30 for row in rows]
+    assert 0 < sum(too_long) < len(rows)
+    (line,) = make(max_completion_length=30, log_steps=3).train().log_history
+    assert line["train/truncated_fraction"] == pytest.approx(sum(too_long) / len(rows))
+
+
+def test_useful_arithmetic_leaves_padding_and_the_reference_out(make, rows):
+    trainer = make()
+    batches = [make(packing=packing).create_grain_collect_function(512)(rows) for packing in (True, False)]
+    assert batches[0]["input_ids"].size != batches[1]["input_ids"].size
+    head = 2 * trainer.model.config.vocab_size * trainer.model.config.hidden_size
+    for batch in batches:
+        tokens, targets = int((batch["segment_ids"] > 0).sum()), int((batch["target_slots"] >= 0).sum())
+        found = trainer.batch_statistics(batch)
+        assert found.flops == tokens * trainer.model.training_flops_per_token + 3 * targets * head
+    assert trainer.batch_statistics(batches[0]).flops == trainer.batch_statistics(batches[1]).flops
+
+
+def test_a_run_says_at_its_end_which_rows_were_dropped(make, rows, caplog):
+    empty = dict(rows[0], chosen=[{"role": "assistant", "content": ""}])
+    make(train_dataset=Dataset.from_list([*rows, empty]), max_dropped_share=0.2).train()
+    assert "train_dataset: dataset, row 12: " in caplog.text
+    assert "1 of 13 rows was dropped for this reason (empty completion" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["keep_end", "keep_start"])
+def test_both_arguments_reach_the_tfds_collate_function(make, mode):
+    trainer = make(max_prompt_length=None)
+    text = [
+        {"prompt": f"tell me about number {i} ", "chosen": f"please {i}.", "rejected": f"no {i}?"} for i in range(4)
+    ]
+    columns = {name: [row[name].encode() for row in text] for name in text[0]}
+    batch = trainer.create_tfds_collect_function(24, mode)(columns)
+    assert batch["pair_truncated"][batch["pair_mask"]].all()
+    assert_same(batch, trainer.create_grain_collect_function(24, mode)(text))
+
+
+def test_a_processor_stands_for_its_tokenizer(make, tiny_model, tokenizer, dataset):
+    class Processor:
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+    processor = Processor(tokenizer)
+    trainer = DPOTrainer(config(), tiny_model, None, processor, dataset)
+    assert trainer.processing_class is processor and trainer.padding_value == tokenizer.pad_token_id
+    assert losses(trainer) == losses(make())

@@ -1,0 +1,17 @@
+"""What the limits leave of a pair."""
+
+import numpy as np
+import pytest
+
+from easydel.data.faults import BadRow
+from easydel.data.split import PairTokens
+from easydel.data.truncate import Limits, truncate_pair
+
+
+@pytest.mark.parametrize("limits", [Limits(None, None, 2, "keep_end"), Limits(4, None, None, "keep_end")])
+def test_a_completion_that_would_keep_no_scored_token_is_a_fault(limits):
+    ids = [np.array(part, np.int32) for part in ([1, 2], [3, 4, 5], [6])]
+    pair = PairTokens(*ids, np.array([False, False, True]), np.array([True]))
+    with pytest.raises(BadRow, match='none of the 2 tokens that are left of "chosen" carries loss') as fault:
+        truncate_pair(pair, limits, None)
+    assert (fault.value.field, fault.value.reason) == ("chosen", "completion truncated to nothing")
