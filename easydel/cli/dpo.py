@@ -92,13 +92,13 @@ def run_dpo(arguments: Sequence[str]) -> int:
         Path(config.save_directory or ".").expanduser().mkdir(parents=True, exist_ok=True)
     trainer = _make_trainer(run, config, tokenizer, train, evaluation)
 
-    from easydel.data.faults import DataError
+    from easydel.trainers.direct_preference_optimization_trainer.reference_cache import ReferenceCacheError
     from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 
     try:
-        with refusing(DataError, OSError):
+        with refusing(ValueError, OSError):
             output = trainer.train()
-    except (NonFiniteError, SelfCheckError) as error:
+    except (NonFiniteError, SelfCheckError, ReferenceCacheError) as error:
         raise FailedRun(str(error)) from error
     assert output.run_folder is not None  # read_request refuses a run that keeps nothing
     folder = output.run_folder / MODEL_FOLDER

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .columnar import rows_of_columns
 from .faults import DataError, RowFault
 from .outcomes import Transform
@@ -31,7 +33,7 @@ class Collator:
         """The batch.
 
         Raises:
-          DataError: a token id that the model does not have.
+          DataError: a token id that the model does not have, or a batch that does not hold the pairs.
         """
         for pair in pairs:
             largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
@@ -40,7 +42,21 @@ class Collator:
                     f"row {pair.index} holds token id {largest}, but the model has {self.vocab_size} tokens: "
                     "processing_class is not this model's tokenizer."
                 )
-        return pack(pairs, self.layout) if self.data_collator is None else self.data_collator(pairs)
+        if self.data_collator is None:
+            return pack(pairs, self.layout)
+        batch = self.data_collator(pairs)
+        rows, kept = len(batch["input_ids"]), int(np.count_nonzero(batch["pair_mask"]))
+        if rows % self.layout.row_multiple:
+            raise DataError(
+                f"data_collator gave {rows} rows; with these devices and gradient_accumulation_steps their number must "
+                f"be a multiple of {self.layout.row_multiple}: pass row_multiple to PackingLayout, or add empty rows."
+            )
+        if kept != len(pairs):
+            raise DataError(
+                f"data_collator was given {len(pairs)} pairs and gave a batch of {kept} (by its pair_mask); every pair "
+                "must be in the batch."
+            )
+        return batch
 
 
 @dataclass(frozen=True)

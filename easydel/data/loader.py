@@ -15,7 +15,7 @@ from .identity import data_identity
 from .outcomes import GoodPairs, Outcome, Transform
 from .packing import Batch
 from .preference import PreferencePair
-from .sources import ShardedDataSource
+from .sources import Row, ShardedDataSource
 from .stream import StreamedRow, stream_rows
 
 # Rows are transformed this many batches ahead of the one being packed, on this many threads.
@@ -169,7 +169,7 @@ class PreferenceLoader:
 
     def first_pairs(self, count: int) -> list[PreferencePair]:
         """The first good rows, in the data's own order; this is no pass and counts nothing."""
-        results = (self._transform(row, index) for index, row in enumerate(self._source))
+        results = (self._transform(row, index) for index, row in enumerate(readable_rows(self._source)))
         return list(itertools.islice((pair for pair in results if not isinstance(pair, RowFault)), count))
 
     def _order(self) -> dict[str, Any]:
@@ -222,6 +222,18 @@ class PreferenceLoader:
             result = self._transform(row.content, row.number)
         is_bad = isinstance(result, RowFault)
         return Outcome(result, row.epoch, self._source.locate_in(row.shard, row.row) if is_bad else "")
+
+
+def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
+    """A source's rows without those that cannot be read; these are counted when their turn comes."""
+    rows = iter(source)
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except UnreadableRow:
+            continue
 
 
 def check_first_rows(source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,8 @@ class Checkpoints:
         rank: dict[str, Any] = {}
         if best_metric is not None:
             sign = -1.0 if lower_is_better else 1.0
-            rank = {"best_fn": lambda metrics: sign * metrics[best_metric], "best_mode": "max"}
+            # A checkpoint of an earlier session may have been rated by another metric.
+            rank = {"best_fn": lambda metrics: sign * metrics.get(best_metric, -sign * math.inf), "best_mode": "max"}
             best = policies.BestN(get_metric_fn=rank["best_fn"], n=1, keep_checkpoints_without_metrics=False)
             policy = policies.AnyPreservationPolicy([policy, best])
         self._options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True, **rank)
@@ -63,7 +67,8 @@ class Checkpoints:
             arrays = ocp.args.StandardSave(arrays_by_path(tree))
             items = ocp.args.Composite(**{ARRAYS: arrays, NOTES: ocp.args.JsonSave(dict(notes))})
             rating = {name: value for name, value in metrics.items() if name == self._best_metric}
-            manager.save(step, args=items, metrics=rating or None, force=True)
+            with _naming(Path(manager.directory)):
+                manager.save(step, args=items, metrics=rating or None, force=True)
         return manager.directory / str(step)
 
     @property
@@ -77,13 +82,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when all that was saved is on disk."""
-        self._opened().wait_until_finished()
+        manager = self._opened()
+        with _naming(Path(manager.directory)):
+            manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish writing."""
         if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+            manager, self._manager = self._manager, None
+            with _naming(Path(manager.directory)):
+                manager.close()
 
     def _opened(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -93,7 +101,7 @@ class Checkpoints:
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
     """The latest complete checkpoint of a run, or None."""
-    steps = [folder for folder in (run_folder / FOLDER).glob("*") if folder.name.isdigit()]
+    steps = [folder for folder in (run_folder / FOLDER).glob("*") if re.fullmatch("[0-9]+", folder.name)]
     return max(steps, key=lambda folder: int(folder.name), default=None)
 
 
@@ -102,8 +110,25 @@ def read_notes(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: this is no checkpoint folder.
+      ValueError: the notes are damaged.
     """
-    files = list((checkpoint / NOTES).glob("*"))
-    if not (checkpoint / ARRAYS).is_dir() or not files:
+    file = checkpoint / NOTES / "metadata"  # Orbax's name for an item in JSON
+    if not (checkpoint / ARRAYS).is_dir() or not file.is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint; expected a folder such as runs/dpo/{FOLDER}/100.")
-    return json.loads(files[0].read_text(encoding="utf-8"))
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+        if notes.keys() < {"place", "log", "identity", "options"}:
+            raise ValueError("entries are missing")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"the notes of {checkpoint} are damaged ({error}); take an earlier checkpoint.") from error
+    return notes
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Orbax's errors with the folder they are about."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"a checkpoint could not be written to {folder}: {reason}") from error

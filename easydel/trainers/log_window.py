@@ -95,6 +95,10 @@ class TrainingLog:
         yield
         self._last_end += time.perf_counter() - started
 
+    def write_complete(self) -> None:
+        """Write the line that is complete and waits for the next one."""
+        self._finish_full()
+
     def write_all(self) -> None:
         """Write what is left, full or not."""
         self._finish_full()

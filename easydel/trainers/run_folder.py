@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from easydel.trainers.callbacks import LogLine
-from easydel.trainers.checkpoints import FOLDER, latest_checkpoint
+from easydel.trainers.checkpoints import FOLDER, latest_checkpoint, read_notes
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def make_run_folder(save_directory: str, model_name: str) -> Path:
     """A new folder ``save_directory/model_name``, numbered when that exists, so that nothing is overwritten."""
-    base = Path(save_directory).expanduser() / model_name
+    # Absolute, so that a program that changes its working directory keeps its files together.
+    base = Path(save_directory).expanduser().absolute() / model_name
+    base.parent.mkdir(parents=True, exist_ok=True)
     folder, number = base, 1
     while True:
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             number += 1
@@ -31,7 +33,8 @@ def find_checkpoint(resume_from: str, save_directory: str, model_name: str) -> P
     """The checkpoint that ``resume_from_checkpoint`` means.
 
     Args:
-      resume_from: "latest" for the newest run of this name, a run's folder for its latest checkpoint, or a checkpoint.
+      resume_from: "latest" for the newest run of this name that has one, a run's folder for its latest checkpoint, or
+        a checkpoint.
 
     Returns:
       Its folder; None when "latest" finds none, since a job that restarts itself says "latest" from the beginning.
@@ -40,9 +43,8 @@ def find_checkpoint(resume_from: str, save_directory: str, model_name: str) -> P
       FileNotFoundError: a folder was named that holds no checkpoint.
     """
     if resume_from == "latest":
-        newest = _newest_run(Path(save_directory).expanduser(), model_name)
-        return None if newest is None else latest_checkpoint(newest)
-    folder = Path(resume_from).expanduser()
+        return _latest_of_runs(Path(save_directory).expanduser().absolute(), model_name)
+    folder = Path(resume_from).expanduser().absolute()
     if folder.parent.name == FOLDER and folder.is_dir():
         return folder
     found = latest_checkpoint(folder)
@@ -54,10 +56,17 @@ def find_checkpoint(resume_from: str, save_directory: str, model_name: str) -> P
     return found
 
 
-def _newest_run(directory: Path, model_name: str) -> Path | None:
+def _latest_of_runs(directory: Path, model_name: str) -> Path | None:
     numbered = re.compile(re.escape(model_name) + r"(?:-(\d+))?")
-    runs = [(match, folder) for folder in directory.glob("*") if (match := numbered.fullmatch(folder.name))]
-    return max(runs, key=lambda run: int(run[0][1] or 1), default=(None, None))[1]
+    runs = [
+        (int(match[1] or 1), folder) for folder in directory.glob("*") if (match := numbered.fullmatch(folder.name))
+    ]
+    for _, folder in sorted(runs, reverse=True):
+        checkpoint = latest_checkpoint(folder)
+        # "tea-2" may be the second run of "tea", or the first of a run of that name.
+        if checkpoint is not None and read_notes(checkpoint)["options"]["model_name"] == model_name:
+            return checkpoint
+    return None
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -70,12 +79,12 @@ def read_log(run_folder: Path, last_step: int) -> list[LogLine]:
     path, lines = run_folder / METRICS_FILE, []
     if not path.exists():
         return []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["step"] <= last_step:
+        if isinstance(line, dict) and line.get("step", math.inf) <= last_step:
             lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
@@ -88,11 +97,11 @@ def write_log(run_folder: Path, lines: list[LogLine]) -> None:
 
 
 def json_line(line: LogLine) -> str:
-    """One line of the log; JSON knows no NaN, so a skipped update's loss is null."""
-    return json.dumps({name: _without_nan(value) for name, value in line.items()}) + "\n"
+    """One line of the log; JSON knows no NaN and no infinity, so a skipped update's loss is null."""
+    return json.dumps({name: _finite(value) for name, value in line.items()}) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

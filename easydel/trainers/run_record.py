@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from jaxtyping import PyTree
 
 from easydel.infra.state_files import load_arrays
@@ -20,6 +21,7 @@ from easydel.trainers.training_arguments import TrainingArguments
 
 Tree = TypeVar("Tree", bound=PyTree)
 logger = logging.getLogger("easydel")
+LOCK = ".lock"
 
 
 @dataclasses.dataclass
@@ -44,8 +46,8 @@ class RunRecord:
       place: how far the run has come.
       folder: the run's folder; None before `open`, and for a run that writes no files.
       checkpoints: what writes them.
-      last_checkpoint: the latest one's folder, or None.
-      evaluation: the latest evaluation's numbers.
+      last_checkpoint, best_checkpoint: their folders, or None.
+      evaluations: the numbers of the run's own evaluations, by update.
     """
 
     def __init__(self, arguments: TrainingArguments):
@@ -54,7 +56,9 @@ class RunRecord:
         self.folder: Path | None = None
         self.checkpoints = Checkpoints(arguments.save_total_limit, best, best is not None and lower_is_better(best))
         self.last_checkpoint: Path | None = None
-        self.evaluation: dict[str, float] = {}
+        self.best_checkpoint: Path | None = None
+        self.evaluations: dict[int, dict[str, float]] = {}
+        self._lock: FileLock | None = None
         self._arguments = arguments
         self._identity: dict[str, Any] = {}
 
@@ -74,8 +78,7 @@ class RunRecord:
             return checkpoint
         if resume is not None:
             logger.warning("there is no checkpoint of %s/%s yet: starting from the beginning.", *where)
-        self.folder = make_run_folder(*where)
-        self.checkpoints.open(self.folder)
+        self._take(make_run_folder(*where))
         return None
 
     def load(self, checkpoint: Path, like: Tree, identity: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
@@ -83,10 +86,10 @@ class RunRecord:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: it is of another run; names every difference.
+          ValueError: it is of another run, by what `identity` says of this one; names every difference.
         """
         notes = read_notes(checkpoint)
-        refuse_other_run(checkpoint, notes["identity"], self._identity or as_json(identity))
+        refuse_other_run(checkpoint, notes["identity"], as_json(identity))
         return load_arrays(checkpoint / ARRAYS, like), notes
 
     def go_on(self, checkpoint: Path, notes: Mapping[str, Any]) -> list[LogLine]:
@@ -96,9 +99,10 @@ class RunRecord:
         log = read_log(run, self.place.step)
         # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
         is_latest = checkpoint == latest_checkpoint(run)
-        self.folder = run if is_latest else make_run_folder(self._save_directory, self._arguments.model_name)
-        write_log(self.folder, log)
-        self.checkpoints.open(self.folder)
+        folder = run if is_latest else make_run_folder(self._save_directory, self._arguments.model_name)
+        self._take(folder)
+        write_log(folder, log)
+        self.evaluations = {int(step): numbers for step, numbers in notes["evaluations"].items()}
         self.last_checkpoint = checkpoint
         return log
 
@@ -108,10 +112,40 @@ class RunRecord:
             "place": dataclasses.asdict(self.place),
             "log": log_notes,
             "identity": self._identity,
-            "options": dataclasses.asdict(self._arguments),
+            "options": as_json(dataclasses.asdict(self._arguments)),
+            "evaluations": {str(step): numbers for step, numbers in self.evaluations.items()},
         }
-        rating = self.evaluation if self.place.evaluated == self.place.step else {}
+        rating = self.evaluations.get(self.place.step, {})
         self.last_checkpoint = self.checkpoints.save(self.place.step, arrays, notes, rating)
+
+    def close(self) -> None:
+        """Finish writing, find out what the best checkpoint is, and let other processes into the folder.
+
+        Raises:
+          OSError: a checkpoint could not be written.
+        """
+        try:
+            self.best_checkpoint = self.checkpoints.best
+        finally:
+            try:
+                self.checkpoints.close()
+            finally:
+                if self.folder is not None:
+                    self.last_checkpoint = latest_checkpoint(self.folder) or self.last_checkpoint
+                if self._lock is not None:
+                    self._lock.release()
+
+    def _take(self, folder: Path) -> None:
+        """Work in this folder from now on, alone."""
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"another process is at work in {folder}; wait for it to end, or give this run another model_name."
+            ) from error
+        self._lock, self.folder = lock, folder
+        self.checkpoints.open(folder)
 
     @property
     def is_saved(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,11 @@ def lower_is_better(metric: str) -> bool:
 class EarlyStopping(TrainerCallback):
     """Ends the run when `metric` has not improved for `patience` evaluations in a row.
 
-    It judges by `trainer.log_history`, so that a resumed run counts on from where it was.
+    It judges by `trainer.evaluations`, so that a resumed run counts on from where it was.
 
     Args:
       metric: an evaluation metric, e.g. "eval/loss" or "eval/rewards/accuracies".
-      patience: evaluations without improvement that end the run.
+      patience: evaluations without improvement that end the run; one that is not a number is none.
       min_delta: what counts as an improvement, in the metric's unit.
     """
 
@@ -33,22 +34,28 @@ class EarlyStopping(TrainerCallback):
             raise ValueError(f"patience={patience}, min_delta={min_delta}: expected at least 1, and at least 0.")
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
 
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._judge(trainer)
+
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self._judge(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
         sign = -1.0 if lower_is_better(self._metric) else 1.0
-        best, since_best = float("-inf"), 0
-        for line in trainer.log_history:
-            if self._metric not in line:
-                continue
-            if sign * line[self._metric] > best + self._min_delta:
-                best, since_best = sign * line[self._metric], 0
+        best, since_best = -math.inf, 0
+        for _, numbers in sorted(trainer.evaluations.items()):
+            value = sign * numbers.get(self._metric, math.nan)
+            if value > best + self._min_delta:
+                best, since_best = value, 0
             else:
                 since_best += 1
         if since_best >= self._patience:
-            trainer.stop(f"{self._metric} has not improved on {sign * best:.4g} for {since_best} evaluations")
+            reached = f"has not improved on {sign * best:.4g}" if math.isfinite(best) else "has not been a number"
+            trainer.stop(f"{self._metric} {reached} for {since_best} evaluations")
 
 
 class TimeLimit(TrainerCallback):
-    """Ends the run after so many seconds; the update in progress, the last evaluation and checkpoint still follow."""
+    """Ends the run after so many seconds; the update in progress still ends, and what comes at the end of a run."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -17,8 +18,8 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
-from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
+from easydel.infra.model_digest import model_digest
 from easydel.infra.trainable import copy_trainable, join, split_trainable
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks import LogLine, TrainerCallback
@@ -27,7 +28,7 @@ from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
-from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION
+from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION, OPTIONS_OF_LAYOUT
 from easydel.trainers.run_record import RunRecord
 from easydel.trainers.stop_signals import StopSignals, interruption
 from easydel.trainers.stopping import stopping_callbacks
@@ -35,6 +36,7 @@ from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
 from easydel.trainers.trainer_hooks import TrainerHooks
 from easydel.trainers.trainer_protocol import (
     Batch,
+    BatchLoader,
     DeviceBatch,
     Metrics,
     SelfCheckError,
@@ -92,6 +94,8 @@ class Trainer(TrainerHooks):
         self._schedule = make_schedule(arguments, self.total_steps)
         self._callbacks = [*callbacks, *stopping_callbacks(arguments)]
         self._record = RunRecord(arguments)
+        self._signals = StopSignals()
+        self._has_started = False
         self._stop_reason: str | None = None
         self.state = self.configure_model(model)
         self._functions: TrainerConfigureFunctionOutput | None = None
@@ -161,33 +165,38 @@ class Trainer(TrainerHooks):
     def run_identity(self) -> dict[str, Any]:
         """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
         options = dataclasses.asdict(self.arguments)
-        shared = {name: value for name, value in options.items() if name not in OPTIONS_OF_A_SESSION}
-        return {"model": fingerprint(self.state.model), "updates": self.total_steps} | shared
+        # Dropout is drawn by place in the batch, so the layout counts beside it.
+        free = OPTIONS_OF_A_SESSION - OPTIONS_OF_LAYOUT if self.arguments.lora_dropout else OPTIONS_OF_A_SESSION
+        shared = {name: value for name, value in options.items() if name not in free}
+        identity = {"model": model_digest(self.state.model), "updates": self.total_steps} | shared
+        return identity | {"mesh": dict(self.mesh.shape)} if self.arguments.lora_dropout else identity
 
-    def load_checkpoint(self, folder: str | Path) -> dict[str, Any]:
-        """Take the state of one of this run's checkpoints, e.g. `TrainerOutput.best_checkpoint`.
-
-        Returns:
-          The checkpoint's notes.
+    def load_checkpoint(self, folder: str | Path) -> None:
+        """Take the state of a checkpoint of this model, e.g. `TrainerOutput.best_checkpoint`, to evaluate or save it.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ValueError: it is of another run; names every difference.
+          ValueError: it is of another model or optimiser, or damaged.
         """
-        arrays, notes = self._record.load(Path(folder), self.checkpoint_arrays(), self.run_identity())
+        # After the first update it can no longer be told which model the trainer started from.
+        known = {} if self._has_started else {"model": model_digest(self.model)}
+        arrays, _ = self._record.load(Path(folder), self.checkpoint_arrays(), known)
         self.restore_arrays(arrays)
-        return notes
 
-    def _open_run(self, log: TrainingLog) -> None:
-        """Find the run's folder, and go on from a checkpoint where one is asked for."""
+    def _open_run(self) -> dict[str, Any] | None:
+        """Find the run's folder, and go on from a checkpoint where one is asked for: its notes."""
         if self.arguments.save_directory is None:
-            return
-        checkpoint = self._record.open(self.run_identity())
-        if checkpoint is not None:
-            notes = self.load_checkpoint(checkpoint)
-            self.log_history[:] = self._record.go_on(checkpoint, notes)
-            log.restore(notes["log"])
-            logger.warning("going on from %s, update %d of %d.", checkpoint, self._record.place.step, self.total_steps)
+            return None
+        identity = self.run_identity()
+        checkpoint = self._record.open(identity)
+        if checkpoint is None:
+            return None
+        arrays, notes = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
+        self.restore_arrays(arrays)
+        self.log_history[:] = self._record.go_on(checkpoint, notes)
+        place = self._record.place
+        logger.warning("going on in %s from update %d of %d.", self.run_folder, place.step, self.total_steps)
+        return notes
 
     def _save(self, log: TrainingLog) -> None:
         with log.pause():
@@ -199,7 +208,7 @@ class Trainer(TrainerHooks):
         record = self._record
         if record.is_saved:
             return
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)) or int(self.state.step) != record.place.step:
             last = record.last_checkpoint
             logger.error("the state was lost with the update that failed; the last checkpoint is %s.", last)
             return
@@ -235,30 +244,37 @@ class Trainer(TrainerHooks):
         """
         if self.dataloaders.train is None:
             raise ValueError("train() needs a train_dataset.")
-        if int(self.state.step) > 0:
+        if self._has_started:
             raise ValueError(
-                f"this trainer has already made {int(self.state.step)} updates; make a new one, with trainer.model as "
-                "its model to train on from here."
+                f"this trainer has been started before and has made {int(self.state.step)} updates; make a new one, "
+                "with trainer.model as its model to train on from here."
             )
+        self._has_started = True
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
-        with log.pause():
-            self._open_run(log)
-            self.prepare_run()
-        # The log's own file comes first: a line is in it whatever a listener does.
-        self._callbacks = self._run_callbacks() + self._callbacks
         try:
-            with StopSignals() as signals:
+            with StopSignals() as self._signals:
+                with log.pause():
+                    notes = self._open_run()
+                    self.prepare_run()
+                # The log's own file comes first: a line is in it whatever a listener does.
+                self._callbacks = self._run_callbacks() + self._callbacks
                 self._notify("on_train_begin")
-                self._run(log, signals)
+                if notes is not None:
+                    log.restore(notes["log"])
+                self._run(log)
         except SelfCheckError:
             raise
         except BaseException:
+            if self._signals.received is not None:
+                log.write_complete()
             self._save_last_good_state(log)
             raise
         finally:
-            self._notify("on_train_end")
-            best = self._record.checkpoints.best
-            self._record.checkpoints.close()
+            self._signals = StopSignals()
+            with contextlib.ExitStack() as ends:  # all of them, whatever one of them raises
+                for callback in reversed(self._callbacks):
+                    ends.callback(callback.on_train_end, self)
+                ends.callback(self._record.close)
         last: dict[str, float] = {}
         for line in self.log_history:
             last |= {name: value for name, value in line.items() if name != "step"}
@@ -266,7 +282,7 @@ class Trainer(TrainerHooks):
             state=self.state,
             metrics=last,
             last_checkpoint=self._record.last_checkpoint,
-            best_checkpoint=best,
+            best_checkpoint=self._record.best_checkpoint,
             log_history=self.log_history,
             run_folder=self.run_folder,
             stop_reason=self._stop_reason,
@@ -276,32 +292,46 @@ class Trainer(TrainerHooks):
         """End the run after the update in progress, with its last evaluation and checkpoint; for callbacks."""
         self._stop_reason = self._stop_reason or reason
 
-    def _run(self, log: TrainingLog, signals: StopSignals) -> None:
+    @property
+    def evaluations(self) -> Mapping[int, dict[str, float]]:
+        """The run's own evaluations by update, those before an interruption included."""
+        return self._record.evaluations
+
+    def _run(self, log: TrainingLog) -> None:
         arguments, place = self.arguments, self._record.place
-        self._evaluate_if_due(log, is_last=False)
-        for batch, device_batch, position in self._training_batches():
-            metrics, is_nonfinite = self._update(batch, device_batch, place.step + 1)
-            place.step, place.data = place.step + 1, position
-            log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
+        self._evaluate_if_due(log)
+        for batch, device_batch, position in () if self._is_over() else self._training_batches():
+            metrics, is_nonfinite = self._update(batch, device_batch, position)
+            try:
+                self.state, metrics = self.on_step_end(self.state, metrics, place.step)
+            finally:
+                log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
             self._notify("on_step_end", place.step)
-            if signals.received is not None:
-                break
+            self._raise_if_interrupted()
             self._evaluate_if_due(log, is_last=self._is_over())
             # An evaluation may have stopped the run.
             if arguments.save_steps is not None and (self._is_over() or place.step % arguments.save_steps == 0):
                 self._save(log)
-            if self._stop_reason is not None:
-                logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
+            if self._is_over():
                 break
-        if signals.received is not None:
-            log.write_all()
-            raise interruption(signals.received, f"{signals.received.name} after update {place.step}")
         self._evaluate_if_due(log, is_last=True)
         log.write_all()
-        if place.step < self.total_steps and self._stop_reason is None:
+        if arguments.save_steps is not None and not self._record.is_saved:
+            self._save(log)
+        if self._stop_reason is not None:
+            logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
+        elif place.step < self.total_steps:
             logger.warning(
-                "the data ended after %d of %d planned updates: rows were dropped.", place.step, self.total_steps
+                "the data ended after %d of %d planned updates: rows were dropped, or a stream is shorter.",
+                place.step,
+                self.total_steps,
             )
+
+    def _raise_if_interrupted(self) -> None:
+        """Between updates, and between the batches of anything long."""
+        received = self._signals.received
+        if received is not None:
+            raise interruption(received, f"{received.name} after update {self._record.place.step}")
 
     def _is_over(self) -> bool:
         return self._record.place.step == self.total_steps or self._stop_reason is not None
@@ -317,33 +347,38 @@ class Trainer(TrainerHooks):
                 positions.append(batches.position())
                 yield batch
 
-        for batch, device_batch in self._on_device(remember_positions()):
-            yield batch, device_batch, positions.popleft()
+        with contextlib.closing(batches):
+            for batch, device_batch in self._on_device(remember_positions()):
+                yield batch, device_batch, positions.popleft()
 
-    def _update(self, batch: Batch, device_batch: DeviceBatch, step: int) -> tuple[Metrics, jax.Array]:
-        """One update between its two hooks: the metrics to log, and whether it had to be skipped."""
-        state = self.on_step_start(self.state, step)
+    def _update(self, batch: Batch, device_batch: DeviceBatch, position: dict[str, Any]) -> tuple[Metrics, jax.Array]:
+        """One update: its numbers, and whether it had to be skipped."""
+        place = self._record.place
+        state = self.on_step_start(self.state, place.step + 1)
         with jax.set_mesh(self.mesh):
             prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
+        # At once: what is saved after an exception must be the state and the place of the same update.
+        place.step, place.data = place.step + 1, position
         is_nonfinite = metrics.pop("nonfinite")
-        if step == 1 and not is_nonfinite:
+        if place.step == 1 and not is_nonfinite:
             self.check_first_step(device_batch, jax.device_get(metrics))
-        self.state, metrics = self.on_step_end(self.state, metrics, step)
         return metrics, is_nonfinite
 
-    def _evaluate_if_due(self, log: TrainingLog, is_last: bool) -> None:
-        step, every, place = self._record.place.step, self.arguments.evaluation_steps, self._record.place
-        if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == step:
+    def _evaluate_if_due(self, log: TrainingLog, is_last: bool = False) -> None:
+        place, every, best = self._record.place, self.arguments.evaluation_steps, self.arguments.best_metric
+        if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == place.step:
             return
-        if step == 0 or is_last or (every is not None and step % every == 0):
+        if place.step == 0 or is_last or (every is not None and place.step % every == 0):
             with log.pause():
-                self._record.evaluation = self.evaluate()
-            best = self.arguments.best_metric
-            if best is not None and best not in self._record.evaluation:
-                known = ", ".join(sorted(self._record.evaluation))
-                raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
-            place.evaluated = step
+                results = self.measure(self.dataloaders.evaluation)
+                if best is not None and best not in results:
+                    known = ", ".join(sorted(results))
+                    raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
+                self._record.evaluations[place.step] = results
+                place.evaluated = place.step
+                self._log({"step": place.step} | results)
+                self._notify("on_evaluate", results)
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Evaluate on `dataset`, or on every set given at construction.
@@ -358,12 +393,19 @@ class Trainer(TrainerHooks):
             sets = {name: self.evaluation_loader(data) for name, data in named.items()}
         if not sets:
             raise ValueError("evaluate() needs a dataset: give one here or as eval_dataset.")
+        results = self.measure(sets)
+        self._log({"step": int(self.state.step)} | results)
+        self._notify("on_evaluate", results)
+        return results
+
+    def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
+        """The ``eval/…`` numbers of some sets by name; nothing is logged."""
         results: dict[str, float] = {}
         evaluation_step = self.functions.sharded_evaluation_step_function
         for name, loader in sets.items():
             means, started, examples = MeanMetrics(), time.perf_counter(), 0
-            with jax.set_mesh(self.mesh):
-                for batch, device_batch in self._on_device(loader):
+            with jax.set_mesh(self.mesh), contextlib.closing(loader.iterate()) as batches:
+                for batch, device_batch in self._on_device(batches):
                     statistics = self.batch_statistics(batch)
                     metrics = evaluation_step(self.state, self.prepare_batch(self.state, batch, device_batch))
                     means.add(metrics | statistics.means, statistics.examples)
@@ -372,8 +414,6 @@ class Trainer(TrainerHooks):
             numbers["pairs_per_second"] = examples / (time.perf_counter() - started)
             prefix = f"eval/{name}/" if name else "eval/"
             results |= {prefix + key: value for key, value in numbers.items()}
-        self._log({"step": int(self.state.step)} | results)
-        self._notify("on_evaluate", results)
         return results
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -403,6 +443,7 @@ class Trainer(TrainerHooks):
         """Batches with their copies on the device, sent two ahead of their use."""
         ahead: collections.deque[tuple[Batch, DeviceBatch]] = collections.deque()
         for batch in batches:
+            self._raise_if_interrupted()
             ahead.append((batch, put_batch(batch, self.mesh)))
             if len(ahead) > BATCHES_ON_DEVICE:
                 yield ahead.popleft()

@@ -30,11 +30,13 @@ class BatchIterator(Protocol):
         """The place right after the last batch given, in JSON types; see `BatchLoader.iterate`."""
         ...
 
+    def close(self) -> None:
+        """Stop what works ahead, and give no more batches."""
+        ...
+
 
 class BatchLoader(Protocol):
     """Batches that can be iterated any number of times, and what was counted on the latest pass."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
     def iterate(self, position: dict[str, Any] | None = None) -> BatchIterator:
         """The batches from the beginning, or those that follow a position."""

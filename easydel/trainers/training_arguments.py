@@ -85,7 +85,7 @@ class TrainingArguments:
     early_stopping_patience: int | None = None
     """End the run after this many evaluations in a row without a better best_metric."""
     max_training_seconds: float | None = None
-    """End the run after this time, with a last evaluation and checkpoint."""
+    """End the run after this time, with the evaluation and, where save_steps is set, the checkpoint of its end."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers besides metrics.jsonl."""
     progress_bar: bool = True
@@ -135,7 +135,8 @@ class TrainingArguments:
             "a whole number from 0 to 4294967295",
         )
         self._check_shuffling()
-        require(bool(self.model_name), "model_name", self.model_name, "a folder name")
+        is_folder_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\]", self.model_name)
+        require(is_folder_name, "model_name", self.model_name, "the name of a folder in save_directory")
         self._check_lora()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(

@@ -78,6 +78,10 @@ class DPOConfig(TrainingArguments):
         self._check_sync()
         require(self.eval_samples >= 0, "eval_samples", self.eval_samples, "a whole number of at least 0")
         require(self.eval_sample_tokens >= 1, "eval_sample_tokens", self.eval_sample_tokens, "at least 1 token")
+        if self.eval_samples and self.do_eval is False:
+            raise ValueError(
+                f"eval_samples={self.eval_samples} has no effect with do_eval=False; remove one of the two."
+            )
         if self.eval_samples == 0 and self.eval_sample_tokens != 128:
             raise ValueError(
                 f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."

@@ -16,15 +16,15 @@ from jaxtyping import Array, Float
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
 from easydel.data.faults import FaultTally
 from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.loader import PreferenceLoader, check_first_rows
+from easydel.data.loader import PreferenceLoader, check_first_rows, readable_rows
 from easydel.data.packing import Batch, PackingLayout
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
 from easydel.data.template_options import refuse_inert_template_options
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import data_parallel_size, put_batch
+from easydel.infra.model_digest import model_digest
 from easydel.infra.trainable import join
 from easydel.trainers.callbacks import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -45,6 +45,7 @@ from easydel.trainers.direct_preference_optimization_trainer.statistics import d
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import (
+    BatchLoader,
     BatchStatistics,
     TrainerConfigureDataloaderOutput,
     TrainerOutput,
@@ -120,6 +121,11 @@ class DPOTrainer(Trainer):
         self._eval_dataset = eval_dataset
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
+        if arguments.sync_ref_model and self.model.is_quantized:
+            raise ValueError(
+                "sync_ref_model=True moves the reference's weights, but the model is quantised; pass a model that is "
+                "not, or set sync_ref_model=False."
+            )
         warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
             self._callbacks.append(self._sample_answers())
@@ -177,7 +183,7 @@ class DPOTrainer(Trainer):
         source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
         share, transform = self.arguments.max_dropped_share, self._transform()
         check_first_rows(source, transform, share)
-        refuse_inert_template_options(source, transform)
+        refuse_inert_template_options(readable_rows(source), transform)
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
@@ -204,7 +210,7 @@ class DPOTrainer(Trainer):
         if isinstance(self.dataloaders.train, PreferenceLoader):
             identity["train_dataset"] = self.dataloaders.train.identity()
         if self.reference_state is not None and not self._reference.is_start:
-            identity["reference_model"] = fingerprint(self.reference_state.model)
+            identity["reference_model"] = model_digest(self.reference_state.model)
         return identity
 
     def checkpoint_arrays(self) -> dict[str, Any]:
@@ -223,10 +229,10 @@ class DPOTrainer(Trainer):
             still = split_moving(self._reference.model(self.model), self.model)[1]
             self.reference_state = EasyDeLState.create(join(arrays["reference"], still))
 
-    def evaluate(self, dataset: Any = None) -> dict[str, float]:
-        """`Trainer.evaluate`; log-probs of the reference that are new are kept for the next time."""
+    def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
+        """`Trainer.measure`; log-probs of the reference that are new are kept for the next time."""
         with self._reference.settled():
-            return super().evaluate(dataset)
+            return super().measure(sets)
 
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""

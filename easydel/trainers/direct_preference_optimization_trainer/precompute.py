@@ -40,10 +40,10 @@ def data_of_run(loaders: TrainerConfigureDataloaderOutput, total_steps: int, *, 
     assert loaders.train is not None
     epoch = total_steps if loaders.steps_per_epoch is None else math.ceil(loaders.steps_per_epoch)
     steps = min(total_steps, epoch)
-    sets = [DataToScore("train_dataset", itertools.islice(loaders.train, steps), steps)]
+    sets = [DataToScore("train_dataset", itertools.islice(loaders.train.iterate(), steps), steps)]
     if do_eval:
         for name, loader in loaders.evaluation.items():
-            sets.append(DataToScore(name or "eval_dataset", loader, may_be_ready=True))
+            sets.append(DataToScore(name or "eval_dataset", loader.iterate(), may_be_ready=True))
     return sets
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ import jax
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.cache_folder import cache_folder
-from easydel.infra.fingerprint import fingerprint
+from easydel.infra.model_digest import model_digest
 
 logger = logging.getLogger("easydel")
 
@@ -40,15 +39,13 @@ class ReferenceCacheError(RuntimeError):
 
 def scorer_digest(model: EasyDeLBaseModule) -> str:
     """Hex digest of all that decides which log-probs a pair gets: weights, shape, arithmetic."""
-    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "hf_config"}
     (device, *_) = jax.tree.leaves(model)[0].devices()
     arithmetic = [
         SCORING_VERSION,
-        str(model.dtype),
         device.device_kind,
         jax.config.values["jax_default_matmul_precision"],
     ]
-    described = json.dumps([model.model_type, shape, arithmetic, fingerprint(model)], sort_keys=True)
+    described = json.dumps([model_digest(model), arithmetic], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()
 
 

@@ -33,6 +33,14 @@ class SampleAnswers(TrainerCallback):
         self._max_new_tokens = max_new_tokens
         self.history: list[dict[str, Any]] = []
 
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """A resumed run answers again from its checkpoint on."""
+        path = None if trainer.run_folder is None else trainer.run_folder / SAMPLES_FILE
+        if path is not None and path.exists():
+            step = int(trainer.state.step)
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         stop = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         answers = trainer.model.generate(

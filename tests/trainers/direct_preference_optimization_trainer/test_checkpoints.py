@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from datasets import Dataset
+from filelock import FileLock
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.trainers.callbacks import TrainerCallback
@@ -169,7 +170,7 @@ def test_an_exception_in_a_hook_or_the_data_leaves_the_state_too(make, monkeypat
     trainer = make()
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    assert latest_checkpoint(trainer.run_folder).name == "1"
+    assert latest_checkpoint(trainer.run_folder).name == "2"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference(make, chan
 def test_another_model_or_other_rows_are_another_run(make, tiny_model, rows):
     make(save_steps=2).train()
     other = jax.tree.map(lambda leaf: leaf * 1.0001, tiny_model)
-    with pytest.raises(ValueError, match="model: the checkpoint has"):
+    with pytest.raises(ValueError, match="model.weights: the checkpoint has"):
         make(model=other, resume_from_checkpoint="latest").train()
     with pytest.raises(ValueError, match="train_dataset: the checkpoint has"):
         make(train_rows=[*rows[1:], rows[0]], resume_from_checkpoint="latest").train()
@@ -258,7 +259,7 @@ def test_early_stopping_and_the_time_limit_end_a_run_with_evaluation_and_checkpo
 def test_early_stopping_counts_improvements_by_the_metrics_own_direction():
     class History:
         def __init__(self, values):
-            self.log_history = [{"step": i, "eval/rewards/accuracies": value} for i, value in enumerate(values)]
+            self.evaluations = {step: {"eval/rewards/accuracies": value} for step, value in enumerate(values)}
             self.reason = None
 
         def stop(self, reason):
@@ -339,3 +340,126 @@ def test_the_options_of_a_run_can_be_read_back_from_its_checkpoint(make):
     options = read_notes(latest_checkpoint(trainer.run_folder))["options"]
     assert options == as_json(dataclasses.asdict(trainer.arguments))
     assert as_json(dataclasses.asdict(DPOConfig(**options))) == options
+
+
+def test_an_exception_in_the_hook_of_an_update_leaves_that_update_saved(make, monkeypatch):
+    whole = make(num_train_epochs=2)
+    expected = [line["train/loss"] for line in whole.train().log_history]
+    with monkeypatch.context() as patch:
+
+        def fail(self, state, metrics, step):
+            if step == 3:
+                raise ZeroDivisionError
+            return state, metrics
+
+        patch.setattr(DPOTrainer, "on_step_end", fail)
+        with pytest.raises(ZeroDivisionError):
+            make(num_train_epochs=2, model_name="hook").train()
+    again = make(num_train_epochs=2, model_name="hook", resume_from_checkpoint="latest")
+    output = again.train()
+    assert [line["train/loss"] for line in output.log_history] == expected
+    assert int(output.state.step) == 6
+
+
+def test_an_early_stop_stays_a_stop_and_own_evaluations_do_not_count(make, rows):
+    options = {
+        "eval_rows": rows[:4],
+        "evaluation_steps": 1,
+        "best_metric": "eval/loss",
+        "early_stopping_patience": 2,
+        "save_steps": 1,
+        "save_total_limit": 1,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-30,
+    }
+    trainer = make(**options)
+    trainer.evaluate()
+    output = trainer.train()
+    assert int(output.state.step) == 2
+    again = make(**options, resume_from_checkpoint="latest").train()
+    assert int(again.state.step) == 2 and again.stop_reason == output.stop_reason
+
+
+def test_data_that_ends_early_still_gets_its_last_checkpoint(make, rows):
+    broken = [row | {"chosen": row["rejected"]} if index < 4 else row for index, row in enumerate(rows)]
+    output = make(train_rows=broken, max_dropped_share=0.5, total_batch_size=3, save_steps=100).train()
+    assert output.last_checkpoint.name == "3"
+
+
+def test_a_failing_end_of_one_listener_costs_no_checkpoint_and_no_other_listener(make):
+    heard = []
+
+    class Fails(TrainerCallback):
+        def on_train_end(self, trainer):
+            raise OSError("the tracker's server is gone")
+
+    class Hears(TrainerCallback):
+        def on_train_end(self, trainer):
+            heard.append(latest_checkpoint(trainer.run_folder).name)
+
+    trainer = make([Hears(), Fails(), Hears()], save_steps=1)
+    with pytest.raises(OSError, match="server is gone"):
+        trainer.train()
+    assert heard == ["3", "3"]
+
+
+def test_latest_is_the_newest_run_of_that_name_with_a_checkpoint(make, tmp_path):
+    first = make(save_steps=1)
+    first.train()
+    other = make(save_steps=1, model_name="run-7")
+    other.train()
+    (tmp_path / "run-8").mkdir()
+    assert make(save_steps=1, resume_from_checkpoint="latest").train().run_folder == first.run_folder
+    with pytest.raises(ValueError, match="model_name='a/b', expected the name of a folder"):
+        DPOConfig(model_name="a/b")
+
+
+def test_the_metric_of_the_best_may_change_on_the_way(make, rows):
+    options = {"eval_rows": rows[:4], "evaluation_steps": 1, "save_steps": 1, "save_total_limit": 1}
+    with pytest.raises(RuntimeError):
+        make([FailAt(2)], best_metric="eval/loss", **options).train()
+    again = make(best_metric="eval/rewards/margins", resume_from_checkpoint="latest", **options).train()
+    assert again.best_checkpoint.name == "3"
+
+
+def test_a_run_folder_belongs_to_one_process_at_a_time(make):
+    first = make(save_steps=1, max_training_steps=2)
+    first.train()
+    with FileLock(first.run_folder / ".lock"), pytest.raises(ValueError, match="another process is at work"):
+        make(save_steps=1, max_training_steps=2, resume_from_checkpoint="latest").train()
+
+
+def test_another_rotary_base_or_dtype_is_another_model(make, tiny_model):
+    make(save_steps=2).train()
+    for changes, word in (
+        ({"config": dataclasses.replace(tiny_model.config, rope_theta=50.0)}, "model.shape.rope_theta"),
+        ({"dtype": np.dtype("bfloat16")}, "model.dtype"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make(model=dataclasses.replace(tiny_model, **changes), resume_from_checkpoint="latest").train()
+
+
+def test_dropout_ties_a_run_to_its_layout(make):
+    lora = {"lora_rank": 2, "lora_dropout": 0.1, "save_steps": 2}
+    make(**lora).train()
+    with pytest.raises(ValueError, match="packing: the checkpoint has True, this run False"):
+        make(**lora, packing=False, resume_from_checkpoint="latest").train()
+
+
+def test_damaged_notes_are_named(make):
+    trainer = make(save_steps=3)
+    trainer.train()
+    file = latest_checkpoint(trainer.run_folder) / "notes" / "metadata"
+    for text in ('{"place": ', "{}", "3"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"the notes of .* are damaged"):
+            make(save_steps=3, resume_from_checkpoint="latest").train()
+
+
+def test_a_trainer_without_data_can_load_a_checkpoint_and_evaluate_it(make, tiny_model, tokenizer, rows):
+    trained = make(eval_rows=rows[:4], save_steps=3)
+    checkpoint = trained.train().last_checkpoint
+    config = DPOConfig(save_directory=None, progress_bar=False)
+    evaluates = DPOTrainer(config, tiny_model, None, tokenizer, None, Dataset.from_list(rows[:4]))
+    evaluates.load_checkpoint(checkpoint)
+    assert evaluates.evaluate()["eval/loss"] == pytest.approx(trained.evaluate()["eval/loss"], rel=1e-6)

@@ -23,6 +23,7 @@ import easydel
 from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.faults import DataError
 from easydel.data.huggingface import HuggingFaceSource
+from easydel.data.packing import PackingLayout, pack
 from easydel.data.sources import ShardedDataSource
 from easydel.infra.mesh import put_batch
 from easydel.modules.llama import LlamaForCausalLM
@@ -318,8 +319,8 @@ def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices
 @pytest.mark.parametrize("log_steps", [1, 4])
 def test_an_evaluation_takes_nothing_from_the_training_speed(make, rows, monkeypatch, log_steps):
     trainer = make(eval_dataset=Dataset.from_list(rows), evaluation_steps=2, num_train_epochs=4, log_steps=log_steps)
-    evaluate = trainer.evaluate
-    monkeypatch.setattr(trainer, "evaluate", lambda: (time.sleep(2), evaluate()))
+    measure = trainer.measure
+    monkeypatch.setattr(trainer, "measure", lambda sets: (time.sleep(2), measure(sets))[1])
     started = time.perf_counter()
     log = [line for line in trainer.train().log_history if "train/loss" in line]
     seconds = sum(4 * log_steps / line["train/pairs_per_second"] for line in log)
@@ -830,3 +831,11 @@ def test_a_processor_stands_for_its_tokenizer(make, tiny_model, tokenizer, datas
     trainer = DPOTrainer(config(), tiny_model, None, processor, dataset)
     assert trainer.processing_class is processor and trainer.padding_value == tokenizer.pad_token_id
     assert losses(trainer) == losses(make())
+
+
+def test_a_collate_function_that_loses_pairs_or_gives_an_odd_number_of_rows_is_named(make):
+    with pytest.raises(DataError, match="was given 4 pairs and gave a batch of 2"):
+        make(collator=lambda pairs: pack(pairs[:2], PackingLayout(padding_value=0))).train()
+    layout = PackingLayout(padding_value=0, packing=False)
+    with pytest.raises(DataError, match="a multiple of"):
+        make(collator=lambda pairs: pack(pairs, layout), gradient_accumulation_steps=3, total_batch_size=5).train()

@@ -160,3 +160,8 @@ def test_a_copy_or_another_remark_in_config_json_is_the_same_reference(tiny_mode
     copy = jax.tree.map(lambda leaf: leaf.copy(), tiny_model)
     copy = dataclasses.replace(copy, config=dataclasses.replace(copy.config, hf_config='{"transformers_version": "9"}'))
     assert scorer_digest(copy) == scorer_digest(tiny_model)
+
+
+def test_the_scale_of_adapters_is_part_of_the_reference(tiny_model):
+    adapted = [tiny_model.apply_lora_to_layers(2, alpha, seed=0) for alpha in (8.0, 64.0)]
+    assert scorer_digest(adapted[0]) != scorer_digest(adapted[1])

@@ -1,0 +1,25 @@
+"""What makes two models the same model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from easydel.infra.fingerprint import fingerprint
+from easydel.infra.lora import adapters
+
+if TYPE_CHECKING:
+    from easydel.infra.base_module import EasyDeLBaseModule
+
+
+def model_digest(model: EasyDeLBaseModule) -> dict[str, Any]:
+    """All that decides what a model computes, in JSON types: family, shape, compute dtype, adapters, weights."""
+    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "hf_config"}
+    settings = {path: [adapter.alpha, adapter.use_rslora, adapter.dropout] for path, adapter in adapters(model).items()}
+    return {
+        "family": model.model_type,
+        "shape": shape,
+        "dtype": str(model.dtype),
+        "adapters": settings,
+        "weights": fingerprint(model),
+    }
