@@ -209,8 +209,8 @@ class DPOTrainer(Trainer):
         identity = super().run_identity()
         if isinstance(self.dataloaders.train, PreferenceLoader):
             identity["train_dataset"] = self.dataloaders.train.identity()
-        if self.reference_state is not None and not self._reference.is_start:
-            identity["reference_model"] = model_digest(self.reference_state.model)
+        reference = None if self._reference.is_start else self.reference_state
+        identity["reference_model"] = None if reference is None else model_digest(reference.model)
         return identity
 
     def checkpoint_arrays(self) -> dict[str, Any]:

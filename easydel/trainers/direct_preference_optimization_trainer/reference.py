@@ -42,6 +42,11 @@ class Reference:
         self._skeleton: EasyDeLBaseModule | None = None
         self._borrowed: EasyDeLBaseModule | None = None
 
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is the policy with adapters off."""
+        return self.state is None and self._folder is None
+
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
         """The weights to score with; those put aside stay in memory until `give_back`."""
         if self.state is not None:

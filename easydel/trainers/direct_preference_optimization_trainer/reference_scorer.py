@@ -67,6 +67,7 @@ class ReferenceScorer:
         self._mesh = mesh
         self._is_cached = is_cached
         self._cache: ReferenceCache | None = None
+        self._base: list[Array] = []
         self._pending: Pending | None = None
         self._score = jax.jit(
             lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), micro_batches).parts
@@ -78,6 +79,13 @@ class ReferenceScorer:
 
     def cache(self, policy: EasyDeLBaseModule) -> ReferenceCache:
         """The cache of this reference; the first use works out the digest of its weights."""
+        assert self._reference is not None  # a uniform reference has nothing to keep
+        if self._reference.is_policy:
+            # Training leaves the arrays of a base alone, so another state's are other objects.
+            base = jax.tree.leaves(policy.without_lora())
+            if any(ours is not theirs for ours, theirs in zip(self._base, base)):
+                self._cache = None
+            self._base = base
         if self._cache is None:
             self._cache = ReferenceCache(scorer_digest(self.model(policy)))
         return self._cache

@@ -194,9 +194,9 @@ def test_another_model_or_other_rows_are_another_run(make, tiny_model, rows):
     other = jax.tree.map(lambda leaf: leaf * 1.0001, tiny_model)
     with pytest.raises(ValueError, match="model.weights: the checkpoint has"):
         make(model=other, resume_from_checkpoint="latest").train()
-    with pytest.raises(ValueError, match="train_dataset: the checkpoint has"):
+    with pytest.raises(ValueError, match="train_dataset.digest: the checkpoint has"):
         make(train_rows=[*rows[1:], rows[0]], resume_from_checkpoint="latest").train()
-    with pytest.raises(ValueError, match="reference_model: the checkpoint has 'nothing'"):
+    with pytest.raises(ValueError, match="reference_model: the checkpoint has None"):
         make(reference=other, resume_from_checkpoint="latest").train()
 
 

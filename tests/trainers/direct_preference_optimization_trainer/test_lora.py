@@ -122,7 +122,8 @@ def test_the_reference_is_the_policy_with_adapters_off_and_no_second_model(make,
     trainer = make()
     assert trainer.reference_state is None
     batch = trainer.create_grain_collect_function(512)(rows)
-    expected = make(lora_rank=None).compute_reference_log_probs(None, batch)
+    whole = make(lora_rank=None)
+    expected = whole.compute_reference_log_probs(whole.state, batch)
     trainer.train()
     for found, wanted in zip(trainer.compute_reference_log_probs(trainer.state, batch), expected):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
