@@ -1,4 +1,4 @@
-"""The private folder for what can be made again: downloads, compiled programs."""
+"""The private folder for what can be made again: downloads, compiled programs, reference log-probs."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run of six updates that kills itself when asked; the test runs it as a program.
+"""A run of nine updates that kills itself when asked; the test runs it as a program.
 
 usage: interrupted_run.py FOLDER {whole,kill,resume,sigterm,sigint} [option=value ...]
 """
