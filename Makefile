@@ -18,7 +18,7 @@ quickstart: $(VENV)/installed-quickstart
 	$(HUGE_PAGES) $(BIN)/python examples/quickstart.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

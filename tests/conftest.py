@@ -36,10 +36,13 @@ def cache_of_this_test(tmp_path_factory, monkeypatch) -> Path:
     return folder
 
 
-# Every trainer compiles its steps anew; in a test session most of them are the same program.
-_compiled = tempfile.TemporaryDirectory(prefix="easydel-tests-")
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory) -> None:
+    """Every trainer compiles its steps anew; in a test session, over all its workers, most are the same program."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="session")

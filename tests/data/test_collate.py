@@ -9,7 +9,7 @@ import pytest
 
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
 from easydel.data.faults import DataError
-from easydel.data.packing import PackingLayout
+from easydel.data.packing import PackingLayout, pack
 from easydel.data.preference import PreferenceTransform
 
 ROWS = [{"prompt": f"What is {n}? ", "chosen": f"The answer is {n}.", "rejected": "I am sorry." * n} for n in range(9)]
@@ -55,10 +55,10 @@ def test_a_bad_row_is_named_by_its_place_in_the_batch(collate):
 
 
 def test_a_collator_of_ones_own_gets_the_pairs(chatml, collate):
-    def lengths(pairs):
-        return {"lengths": np.array([len(pair.chosen_ids) for pair in pairs])}
+    def with_lengths(pairs):
+        return pack(pairs, PackingLayout(0)) | {"lengths": np.array([len(pair.chosen_ids) for pair in pairs])}
 
-    own = RowCollator(collate.transform, Collator(PackingLayout(0), len(chatml), lengths))
+    own = RowCollator(collate.transform, Collator(PackingLayout(0), len(chatml), with_lengths))
     assert own(ROWS[:3])["lengths"].shape == (3,)
 
 

@@ -137,7 +137,7 @@ def test_a_state_gives_its_model_and_the_run_its_own_optimiser(make, tiny_model)
     log = trainer.train().log_history
     assert [line["train/learning_rate"] for line in log] == pytest.approx([1e-3, 1e-3])
     assert log[0]["train/rewards/margins"] == 0.0
-    with pytest.raises(ValueError, match="already made 2 updates"):
+    with pytest.raises(ValueError, match="has made 2 updates"):
         trainer.train()
 
 
