@@ -78,10 +78,10 @@ def equal(a, b) -> bool:
     "options",
     [
         (),
-        ("log_steps=3",),
+        pytest.param(("log_steps=3",), marks=pytest.mark.slow),
         ("sync_ref_model=true", "ref_model_sync_steps=3", "evaluation_steps=2"),
         ("lora_rank=2", "lora_dropout=0.1"),
-        ("lora_rank=2", "sync_ref_model=true", "ref_model_sync_steps=3"),
+        pytest.param(("lora_rank=2", "sync_ref_model=true", "ref_model_sync_steps=3"), marks=pytest.mark.slow),
     ],
     ids=["plain", "a log line across the kill", "a moving reference and evaluations", "adapters", "adapters followed"],
 )
