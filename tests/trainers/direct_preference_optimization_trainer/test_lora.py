@@ -64,6 +64,7 @@ def test_adapters_learn_the_preference_from_ln_2_on(make, rows):
     assert output.metrics["train/loss"] < 0.3
 
 
+@pytest.mark.skipif(jax.device_count() > 1, reason="compares the buffers of one device")
 def test_the_base_is_shared_with_the_caller_and_never_changes_by_a_bit(make, tiny_model):
     before, where = values(tiny_model), pointers(tiny_model)
     trainer = make(num_train_epochs=2)
@@ -134,6 +135,7 @@ def test_the_reference_is_the_policy_with_adapters_off_and_no_second_model(make,
     assert losses(make(jax.tree.map(jnp.copy, tiny_model))) == pytest.approx(losses(make()), abs=1e-5)
 
 
+@pytest.mark.skipif(jax.device_count() > 1, reason="compares the buffers of one device")
 def test_adapters_that_have_learnt_are_their_own_reference(make, tiny_model):
     model = moved(tiny_model.apply_lora_to_layers(4))
     trainer = make(model=model, lora_rank=None)
