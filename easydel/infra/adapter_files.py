@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from easydel.infra.checkpoint_files import read_json
+from easydel.infra.checkpoint_files import read_json, replacing_files
 from easydel.infra.layer_linears import Model, layer_linears
 from easydel.infra.linear import Linear, LoraAdapter
-from easydel.infra.lora import adapters, with_adapters
+from easydel.infra.lora import adapters, require_no_adapters, with_adapters
+from easydel.infra.problems import listed
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
@@ -79,16 +79,10 @@ def save_adapter(model: EasyDeLBaseModule, folder: str | Path, base_model_name_o
         for factor, stacked in (("lora_A", np.asarray(adapter.a)), ("lora_B", np.asarray(adapter.b))):
             names = _tensor_names(model, path, factor)
             tensors |= {name: np.ascontiguousarray(one) for name, one in zip(names, stacked)}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Under other names first: a write that fails leaves what was there.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as temporary:
-        new = Path(temporary)
+    with replacing_files(Path(folder)) as new:
         (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(new / ADAPTER_CONFIG, new / ADAPTER_WEIGHTS)  # safetensors makes its files private
-        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-            (new / file).replace(folder / file)
 
 
 def load_adapter(model: Model, folder: str | Path) -> Model:
@@ -100,8 +94,7 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
         tensors do not fit; names each of them.
     """
     folder = Path(folder).expanduser()
-    if adapters(model):
-        raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
+    require_no_adapters(model)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a folder written by peft or save_adapter.")
@@ -223,5 +216,4 @@ def _check_tensors(
         if name in tensors and tensors[name].shape != shape
     ]
     if problems:
-        shown = "\n  ".join(problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
-        raise ValueError(f"{folder} does not fit the model and its own {ADAPTER_CONFIG}:\n  {shown}")
+        raise ValueError(f"{folder} does not fit the model and its own {ADAPTER_CONFIG}:\n  {listed(problems)}")

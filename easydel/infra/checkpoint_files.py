@@ -6,8 +6,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,7 +96,6 @@ def write_folder(
 ) -> None:
     """Write ``config.json`` and the tensors as safetensors, in shards with an index when they are large."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
@@ -107,9 +106,7 @@ def write_folder(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         texts[WEIGHTS_INDEX] = json.dumps(index, indent=2, sort_keys=True)
-    # All under other names first: a write that fails leaves what was there.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
-        new = Path(name)
+    with replacing_files(folder) as new:
         for file, text in texts.items():
             (new / file).write_text(text, encoding="utf-8")
         for file, names in split.filename_to_tensors.items():
@@ -118,5 +115,14 @@ def write_folder(
         for old in folder.iterdir():
             if OWN_FILE.fullmatch(old.name) and not (new / old.name).exists():
                 old.unlink()
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `folder` at the end; a write that fails leaves what was there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
+        new = Path(name)
+        yield new
         for path in new.iterdir():
             path.replace(folder / path.name)

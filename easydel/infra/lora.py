@@ -24,6 +24,12 @@ def adapters(model: EasyDeLBaseModule) -> dict[str, LoraAdapter]:
     return {path: linear.lora for path, linear in layer_linears(model).items() if linear.lora is not None}
 
 
+def require_no_adapters(model: EasyDeLBaseModule) -> None:
+    """Raise `ValueError` where a model has adapters: a layer carries one at most."""
+    if adapters(model):
+        raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
+
+
 def apply_lora(
     model: Model,
     rank: int,
@@ -52,8 +58,7 @@ def apply_lora(
     Raises:
       ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range.
     """
-    if adapters(model):
-        raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
+    require_no_adapters(model)
     if rank < 1 or not 0 <= dropout < 1 or (alpha is not None and not alpha > 0):
         raise ValueError(
             f"rank={rank}, alpha={alpha}, dropout={dropout}: "

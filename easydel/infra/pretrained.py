@@ -19,6 +19,7 @@ from easydel.infra.adapter_files import ADAPTER_CONFIG, is_adapter_folder
 from easydel.infra.checkpoint_files import CheckpointFiles, SafetensorsFolder
 from easydel.infra.gguf import GGUFCheckpoint
 from easydel.infra.mesh import PartitionRules, parameter_path, parameter_sharding
+from easydel.infra.problems import listed
 
 Tree = TypeVar("Tree", bound=PyTree)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -122,9 +123,9 @@ def _check_tensors(
         if name in present and files.shape(name) != shape
     ]
     if problems:
-        shown = "\n  ".join(problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
         raise ValueError(
-            f"the weights do not fit config.json (model_type {json.dumps(files.config.get('model_type'))}):\n  {shown}"
+            f"the weights do not fit config.json (model_type {json.dumps(files.config.get('model_type'))}):\n  "
+            f"{listed(problems)}"
         )
 
 

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from easydel.infra.mesh import parameter_path
+from easydel.infra.problems import listed
 
 Tree = TypeVar("Tree", bound=PyTree)
 
@@ -71,5 +72,4 @@ def _check_same_arrays(folder: Path, saved: Mapping[str, Any], wanted: Mapping[s
         if path in saved and (tuple(saved[path].shape), saved[path].dtype) != (array.shape, array.dtype)
     ]
     if problems:
-        shown = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
-        raise ValueError(f"{folder} holds the state of another model or optimiser:\n  {shown}")
+        raise ValueError(f"{folder} holds the state of another model or optimiser:\n  {listed(problems, most=10)}")

@@ -76,7 +76,7 @@ class Checkpoints:
         """The folder of the best checkpoint by `best_metric`; None before the first that has one."""
         if self._manager is None or self._best_metric is None:
             return None
-        self._manager.wait_until_finished()
+        self.wait()
         step = self._manager.best_step()
         return None if step is None else Path(self._manager.directory) / str(step)
 
@@ -117,8 +117,8 @@ def read_notes(checkpoint: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{checkpoint} is no checkpoint; expected a folder such as runs/dpo/{FOLDER}/100.")
     try:
         notes = json.loads(file.read_text(encoding="utf-8"))
-        if notes.keys() < {"place", "log", "identity", "options"}:
-            raise ValueError("entries are missing")
+        if missing := {"place", "log", "identity", "options", "evaluations"} - notes.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"the notes of {checkpoint} are damaged ({error}); take an earlier checkpoint.") from error
     return notes

@@ -14,6 +14,11 @@ def require(condition: bool, field: str, value: Any, expected: str) -> None:
         raise ValueError(f"{field}={value!r}, expected {expected}.")
 
 
+def is_default(config: Any, field: str) -> bool:
+    """Whether a field of a dataclass has the value it has where nothing is given."""
+    return getattr(config, field) == type(config).__dataclass_fields__[field].default
+
+
 def check_types(config: Any) -> None:
     """Refuse values that a dataclass's annotations do not admit, and numbers that are not finite.
 

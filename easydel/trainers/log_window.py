@@ -89,7 +89,7 @@ class TrainingLog:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Write what is complete, and leave the time inside out of the speeds."""
-        self._finish_full()
+        self.write_complete()
         self._window.wait()
         started = time.perf_counter()
         yield
@@ -97,11 +97,12 @@ class TrainingLog:
 
     def write_complete(self) -> None:
         """Write the line that is complete and waits for the next one."""
-        self._finish_full()
+        full, self._full = self._full, None
+        self._finish(full)
 
     def write_all(self) -> None:
         """Write what is left, full or not."""
-        self._finish_full()
+        self.write_complete()
         window, self._window = self._window, LogWindow()
         self._finish(window)
 
@@ -122,10 +123,6 @@ class TrainingLog:
         self._nonfinite_in_a_row = notes["nonfinite_in_a_row"]
         for update in notes["updates"]:
             self._append(Update(**(update | {"statistics": BatchStatistics(**update["statistics"])})))
-
-    def _finish_full(self) -> None:
-        full, self._full = self._full, None
-        self._finish(full)
 
     def _finish(self, window: LogWindow | None) -> None:
         if window is None or not window.updates:

@@ -21,9 +21,6 @@ class MeanMetrics:
         self._metrics.append(metrics)
         self._examples.append(examples)
 
-    def __len__(self) -> int:
-        return len(self._metrics)
-
     def fetch(self) -> list[dict[str, np.ndarray]]:
         """The batches' metrics on the host, in order; waits for the device."""
         return jax.device_get([dict(metrics) for metrics in self._metrics])

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from easydel.trainers.field_checks import check_types, require
+from easydel.trainers.field_checks import check_types, is_default, require
 
 Tracker = Literal["tensorboard"]
 # What only an adapter honours.
@@ -149,7 +149,7 @@ class TrainingArguments:
             )
         if self.report_to and self.save_directory is None:
             raise ValueError(f"report_to={self.report_to} needs a folder to write to; set save_directory.")
-        if self.save_directory is None and self.model_name != "dpo":
+        if self.save_directory is None and not is_default(self, "model_name"):
             raise ValueError(
                 f"model_name={self.model_name!r} has no effect with save_directory=None, which writes no files; "
                 "leave it out or set save_directory."
@@ -203,11 +203,10 @@ class TrainingArguments:
         if self.shuffle_train_dataset:
             return
         for field in ("shuffle_seed_train", "shuffle_buffer_size"):
-            default = type(self).__dataclass_fields__[field].default
-            if getattr(self, field) != default:
+            if not is_default(self, field):
                 raise ValueError(
                     f"{field}={getattr(self, field)} has no effect with shuffle_train_dataset=False; leave it at "
-                    f"{default} or set shuffle_train_dataset=True."
+                    f"{type(self).__dataclass_fields__[field].default} or set shuffle_train_dataset=True."
                 )
 
     def check_order(self, *, by_number: bool) -> None:
@@ -220,7 +219,7 @@ class TrainingArguments:
             raise ValueError(
                 "the training set can only be read in order, so its number of rows is unknown; set max_training_steps."
             )
-        if by_number and self.shuffle_buffer_size != type(self).__dataclass_fields__["shuffle_buffer_size"].default:
+        if by_number and not is_default(self, "shuffle_buffer_size"):
             raise ValueError(
                 f"shuffle_buffer_size={self.shuffle_buffer_size} has no effect: the training set can be read by "
                 "number, so it is shuffled whole. Leave it out."
@@ -239,9 +238,8 @@ class TrainingArguments:
         if rank is not None:
             return
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in LORA_OPTIONS and value != field.default:
+            if field.name in LORA_OPTIONS and not is_default(self, field.name):
                 raise ValueError(
-                    f"{field.name}={value!r} has no effect with lora_rank=None, which trains all weights; set "
-                    f"lora_rank, for example to 16, or leave {field.name} at {field.default!r}."
+                    f"{field.name}={getattr(self, field.name)!r} has no effect with lora_rank=None, which trains all "
+                    f"weights; set lora_rank, for example to 16, or leave {field.name} at {field.default!r}."
                 )

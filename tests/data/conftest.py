@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from easydel.data.collate import Collator, RowCollator
+from easydel.data.packing import PackingLayout
+from easydel.data.preference import PreferenceTransform
 
 SENTENCES = [
     "What is the capital of France? The capital of France is Paris.",
@@ -148,3 +153,15 @@ def real_rows():
     if not files:
         pytest.skip("no real data in ../shared/data")
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def row_collator(chatml) -> RowCollator:
+    transform = PreferenceTransform(chatml, max_length=64, max_prompt_length=32)
+    return RowCollator(transform, Collator(PackingLayout(padding_value=0), vocab_size=len(chatml)))
+
+
+def assert_same(batch, other) -> None:
+    assert batch.keys() == other.keys()
+    for key, value in batch.items():
+        np.testing.assert_array_equal(value, other[key], err_msg=key)

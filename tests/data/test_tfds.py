@@ -6,12 +6,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grain
-import numpy as np
 import pytest
 
-from easydel.data.collate import Collator, ColumnCollator, RowCollator
-from easydel.data.packing import PackingLayout
-from easydel.data.preference import PreferenceTransform
+from easydel.data.collate import ColumnCollator
+
+from .conftest import assert_same
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
@@ -27,38 +26,26 @@ CHAT = [
 ]
 
 
-@pytest.fixture
-def from_rows(chatml):
-    transform = PreferenceTransform(chatml, max_length=64, max_prompt_length=32)
-    return RowCollator(transform, Collator(PackingLayout(padding_value=0), vocab_size=len(chatml)))
-
-
-def assert_same(batch, other):
-    assert batch.keys() == other.keys()
-    for key, value in batch.items():
-        np.testing.assert_array_equal(value, other[key], err_msg=key)
-
-
-def batches_of(rows, from_rows, size=3):
-    return [from_rows(rows[start : start + size]) for start in range(0, len(rows), size)]
+def batches_of(rows, row_collator, size=3):
+    return [row_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
-def test_text_from_tf_data(from_rows, as_numpy):
+def test_text_from_tf_data(row_collator, as_numpy):
     signature = {column: tf.TensorSpec((), tf.string) for column in COLUMNS}
     dataset = tf.data.Dataset.from_generator(lambda: iter(TEXT), output_signature=signature).batch(3)
     columns = dataset.as_numpy_iterator() if as_numpy else iter(dataset)
-    for batch, expected in zip(map(ColumnCollator(from_rows), columns), batches_of(TEXT, from_rows), strict=True):
+    for batch, expected in zip(map(ColumnCollator(row_collator), columns), batches_of(TEXT, row_collator), strict=True):
         assert_same(batch, expected)
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
-def test_ragged_token_ids_from_tf_data(chatml, from_rows, as_numpy):
+def test_ragged_token_ids_from_tf_data(chatml, row_collator, as_numpy):
     rows = [{column: chatml(row[column])["input_ids"] for column in COLUMNS} for row in TEXT]
     signature = {column: tf.TensorSpec((None,), tf.int64) for column in COLUMNS}
     dataset = tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature).ragged_batch(3)
     columns = dataset.as_numpy_iterator() if as_numpy else iter(dataset)
-    for batch, expected in zip(map(ColumnCollator(from_rows), columns), batches_of(rows, from_rows), strict=True):
+    for batch, expected in zip(map(ColumnCollator(row_collator), columns), batches_of(rows, row_collator), strict=True):
         assert_same(batch, expected)
 
 
@@ -86,7 +73,7 @@ def build(tfds, folder, file_format, features, rows):
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
-def test_a_tfds_data_source_and_its_batches(tmp_path, from_rows, kind):
+def test_a_tfds_data_source_and_its_batches(tmp_path, row_collator, kind):
     tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")
     message = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
     feature, rows = (tfds.features.Text(), TEXT) if kind == "text" else (message, CHAT)
@@ -99,11 +86,11 @@ def test_a_tfds_data_source_and_its_batches(tmp_path, from_rows, kind):
     source = for_source.as_data_source("train")
     stored = [ColumnCollator(lambda rows: rows)({k: [v] for k, v in source[n].items()})[0] for n in range(len(rows))]
     assert sorted(stored, key=json.dumps) == sorted(map(sorted_keys, rows), key=json.dumps)
-    expected = batches_of(stored, from_rows)
-    grain_batches = grain.MapDataset.source(stored).batch(3, batch_fn=from_rows)
+    expected = batches_of(stored, row_collator)
+    grain_batches = grain.MapDataset.source(stored).batch(3, batch_fn=row_collator)
     for batch, wanted in zip(grain_batches, expected, strict=True):
         assert_same(batch, wanted)
     dataset = for_dataset.as_dataset(split="train", shuffle_files=False)
     dataset = dataset.batch(3) if kind == "text" else dataset.ragged_batch(3)
-    for batch, wanted in zip(map(ColumnCollator(from_rows), tfds.as_numpy(dataset)), expected, strict=True):
+    for batch, wanted in zip(map(ColumnCollator(row_collator), tfds.as_numpy(dataset)), expected, strict=True):
         assert_same(batch, wanted)

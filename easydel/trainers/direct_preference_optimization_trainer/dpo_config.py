@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS, SORTING_LOSSES
-from easydel.trainers.field_checks import require
+from easydel.trainers.field_checks import is_default, require
 from easydel.trainers.training_arguments import TrainingArguments
 
 
@@ -82,7 +82,7 @@ class DPOConfig(TrainingArguments):
             raise ValueError(
                 f"eval_samples={self.eval_samples} has no effect with do_eval=False; remove one of the two."
             )
-        if self.eval_samples == 0 and self.eval_sample_tokens != 128:
+        if self.eval_samples == 0 and not is_default(self, "eval_sample_tokens"):
             raise ValueError(
                 f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."
             )
@@ -118,7 +118,8 @@ class DPOConfig(TrainingArguments):
                 f"sync_ref_model=True mixes the policy's weights into the reference, which quantize_base="
                 f"{self.quantize_base!r} keeps in 8 bits with the policy; remove one of the two."
             )
-        if not self.sync_ref_model and (alpha, steps) != (0.9, 64):
+        are_defaults = is_default(self, "ref_model_mixup_alpha") and is_default(self, "ref_model_sync_steps")
+        if not self.sync_ref_model and not are_defaults:
             raise ValueError(
                 f"ref_model_mixup_alpha={alpha} and ref_model_sync_steps={steps} have no effect with "
                 "sync_ref_model=False; set it to True or leave them at 0.9 and 64."
@@ -165,12 +166,12 @@ class DPOConfig(TrainingArguments):
         for option in ("label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"):
             value = getattr(self, option)
             honoured_by = [name for name, options in LOSS_OPTIONS.items() if option in options]
-            if value != defaults[option] and not set(honoured_by) & set(self.loss_types):
+            if not is_default(self, option) and not set(honoured_by) & set(self.loss_types):
                 raise ValueError(
                     f"{option}={value!r} has no effect with loss_type={self.loss_type!r}; it is honoured by "
                     f"{', '.join(honoured_by)}.\nSet {option}={defaults[option]!r} or choose one of those losses."
                 )
-        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
+        if not is_default(self, "f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError(
                 f"f_alpha_divergence_coef={self.f_alpha_divergence_coef} has no effect with "
                 f'f_divergence_type={self.f_divergence_type!r}; set f_divergence_type="alpha_divergence".'
@@ -191,5 +192,5 @@ class DPOConfig(TrainingArguments):
                 )
         if set(self.loss_types) == {"sft"}:
             for option in ("beta", "ld_alpha", "reference_free", "precompute_ref_log_probs", "use_weighting"):
-                if getattr(self, option) != defaults[option]:
+                if not is_default(self, option):
                     raise ValueError(f"{option}={getattr(self, option)!r} has no effect with loss_type='sft' alone.")
