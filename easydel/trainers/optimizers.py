@@ -16,9 +16,50 @@ from easydel.infra.mesh import parameter_path
 if TYPE_CHECKING:
     from easydel.trainers.training_arguments import TrainingArguments
 
+
+def adafactor(
+    learning_rate: optax.Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    min_dim_size_to_factor: int = 128,
+    decay_rate: float = 0.8,
+    clipping_threshold: float | None = 1.0,
+    multiply_by_parameter_scale: bool = False,
+    momentum: float | None = None,
+    dtype_momentum: str = "float32",
+    eps: float = 1e-30,
+) -> optax.GradientTransformation:
+    """`optax.adafactor` with learning rate and weight decay as AdamW has them.
+
+    The second moment of a matrix is kept as its row and column means, a layer at a time, so that the state is next to
+    nothing. The learning rate is absolute unless `multiply_by_parameter_scale`, and scales the decay too.
+
+    References:
+      Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018.
+    """
+    return optax.adafactor(
+        learning_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        decay_rate=decay_rate,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        clipping_threshold=clipping_threshold,
+        momentum=momentum,
+        dtype_momentum=dtype_momentum,
+        weight_decay_rate=lambda count: weight_decay * learning_rate(count),
+        weight_decay_mask=mask,
+        eps=eps,
+    )
+
+
 # All with a decay that the learning rate scales; the rest of a signature is open to extra_optimizer_kwargs.
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": optax.adamw, "lion": optax.lion}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+    "adafactor": adafactor,
+}
 OWN_FIELDS = ("learning_rate", "weight_decay", "mask")
+# Only first moments can be had in 16 bits: a second moment moves by less than a bfloat16 can show.
+MOMENT_DTYPES = {"mu_dtype": ("float32", "bfloat16"), "dtype_momentum": ("float32", "bfloat16")}
 
 
 def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Schedule:
@@ -66,5 +107,14 @@ def check_optimizer_kwargs(optimizer: str, kwargs: Mapping[str, Any]) -> None:
             f"it takes {', '.join(accepted)}."
         )
     for name, value in kwargs.items():
-        if isinstance(value, str):
+        if name in MOMENT_DTYPES:
+            if value not in MOMENT_DTYPES[name]:
+                expected = " or ".join(map(repr, MOMENT_DTYPES[name]))
+                raise ValueError(f"extra_optimizer_kwargs has {name}={value!r}, expected {expected}.")
+        elif isinstance(value, str):
             raise ValueError(f"extra_optimizer_kwargs has {name}={value!r}, expected a number, True or False.")
+    if "dtype_momentum" in kwargs and kwargs.get("momentum") is None:
+        raise ValueError(
+            f"extra_optimizer_kwargs has dtype_momentum={kwargs['dtype_momentum']!r}, which has no effect without "
+            "momentum; add momentum, for example 0.9, or leave it out."
+        )

@@ -30,8 +30,8 @@ class TrainingArguments:
     max_training_steps: int | None = None
     """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
 
-    optimizer: Literal["adamw", "lion"] = "adamw"
-    """Optimiser, from optax."""
+    optimizer: Literal["adamw", "lion", "adafactor"] = "adamw"
+    """Optimiser, from optax; adafactor keeps next to no state."""
     scheduler: Literal["constant", "linear", "cosine"] = "linear"
     """Learning rate after warm-up: constant, or down to zero at the last step."""
     warmup_steps: int = 0
@@ -43,7 +43,7 @@ class TrainingArguments:
     clip_grad: float | None = 1.0
     """Largest global norm of the gradient; None does not clip."""
     extra_optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """More arguments of the optimiser, e.g. b1, b2, eps."""
+    """More arguments of the optimiser, e.g. b1, b2, eps, or mu_dtype=bfloat16 for half-size first moments."""
 
     shuffle_train_dataset: bool = True
     """A different order of rows each epoch; False keeps the file's order."""

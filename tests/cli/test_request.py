@@ -141,7 +141,7 @@ def test_output_names_the_run_folder(config_file, tmp_path):
         (["--beta", "abc"], "--beta abc: expected a number."),
         (["--packing=maybe"], "--packing maybe: expected true or false."),
         (["--max-length", "1.5"], "--max-length 1.5: expected a whole number or none."),
-        (["--optimizer", "sgd"], "--optimizer sgd: expected one of adamw, lion."),
+        (["--optimizer", "sgd"], "--optimizer sgd: expected one of adamw, lion, adafactor."),
         (["--sharding-axis-dims", "1", "-1"], "--sharding-axis-dims 1 -1: expected 5 values, each a whole number."),
         (["--chat-template-kwargs", "{a: "], "--chat-template-kwargs {a: : expected YAML or JSON."),
         (["--beta", "-1"], "beta=-1.0, expected a number above 0."),

@@ -14,8 +14,8 @@ from tests.tiny import make_rows, make_tokenizer, tiny_config
 METRICS = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
 
 
-def trace(model: LlamaForCausalLM) -> dict:
-    config = DPOConfig(total_batch_size=4, learning_rate=1e-2, save_directory=None, progress_bar=False)
+def trace(model: LlamaForCausalLM, **options) -> dict:
+    config = DPOConfig(total_batch_size=4, learning_rate=1e-2, save_directory=None, progress_bar=False, **options)
     trainer = DPOTrainer(config, model, None, make_tokenizer(), Dataset.from_list(make_rows()))
     log = trainer.train().log_history
     weight = trainer.state.model.layers.mlp.up_proj.weight
@@ -56,8 +56,10 @@ if __name__ == "__main__":
     results = {"one device": trace(model.shard(one_device))}
     for name, dims in json.loads(sys.argv[1]).items():
         results[name] = trace(model.shard(create_mesh(dims)))
+    factored = {"optimizer": "adafactor", "extra_optimizer_kwargs": {"min_dim_size_to_factor": 8, "momentum": 0.9}}
     for name, mesh in {"one device": one_device, "fsdp x tp": create_mesh((1, 4, 1, 2, 1))}.items():
         results[f"adapters, {name}"] = trace_of_adapters(model.shard(mesh))
+        results[f"adafactor, {name}"] = trace(model.shard(mesh), **factored)
     quantized = model.shard(create_mesh((1, 4, 1, 2, 1))).quantize().layers.mlp
     results["int8 specs"] = {
         f"{name}.{part}": str(getattr(getattr(quantized, name).weight, part).sharding.spec)

@@ -97,6 +97,22 @@ def test_a_killed_run_goes_on_with_the_very_same_numbers(tmp_path, options):
     assert log_of(tmp_path / "b/run") == log_of(tmp_path / "a/run")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adafactor", "extra_optimizer_kwargs": {"min_dim_size_to_factor": 8}},
+        {"extra_optimizer_kwargs": {"mu_dtype": "bfloat16"}, "lora_rank": 2},
+    ],
+    ids=["factored moments", "first moments of adapters in bfloat16"],
+)
+def test_a_smaller_optimiser_state_goes_on_with_the_very_same_numbers(make, options):
+    options |= {"num_train_epochs": 2, "save_steps": 3}
+    whole = make(**options).train()
+    again = make(resume_from_checkpoint=str(whole.run_folder / FOLDER / "3"), **options).train()
+    assert log_of(again.run_folder) == log_of(whole.run_folder)
+    assert equal(again.state, whole.state)
+
+
 @pytest.mark.parametrize(("mode", "code"), [("sigterm", 143), ("sigint", -signal.SIGINT)])
 def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(tmp_path, mode, code):
     ended = run_program(tmp_path, mode)

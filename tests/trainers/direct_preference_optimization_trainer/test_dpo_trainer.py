@@ -299,7 +299,7 @@ def test_schedules(make, options, expected):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor"])
 def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices_decay(make, tiny_model, optimizer):
     still = make(optimizer=optimizer, learning_rate=1e-12, weight_decay=1.0, max_training_steps=2)
     still.train()

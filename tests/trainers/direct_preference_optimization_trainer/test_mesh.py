@@ -60,6 +60,14 @@ def test_eight_devices_train_adapters_as_one_does(results):
     }
 
 
+def test_factored_moments_on_eight_devices_give_the_trace_of_one(results):
+    one, eight = (results[f"adafactor, {mesh}"] for mesh in ("one device", "fsdp x tp"))
+    for metric in METRICS:
+        np.testing.assert_allclose(eight[metric], one[metric], rtol=1e-5, atol=1e-5)
+    # The momentum has the parameter's shape and lies as it does.
+    assert set(eight["moment_specs"]) == {eight["spec"]} and eight["share"] == 1 / 8
+
+
 def test_quantised_weights_lie_as_the_weights_did(results):
     assert results["int8 specs"] == {
         "up_proj.values": "P(None, 'tp', 'fsdp')",
