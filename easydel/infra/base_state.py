@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import mesh_of, tree_shardings
@@ -55,21 +55,34 @@ class EasyDeLState(eqx.Module):
             opt_state = jax.jit(tx.init, out_shardings=shardings)(trainable)
         return cls(step=jnp.int32(0), model=model, opt_state=opt_state, tx=tx)
 
-    def apply_gradients(self, grads: PyTree) -> Self:
+    def apply_gradients(
+        self, grads: PyTree, *, grad_norm: Float[Array, ""] | None = None, is_finite: Bool[Array, ""] | None = None
+    ) -> Self:
         """The state after one optimiser update.
 
         Args:
           grads: gradients of the trainable part of the model, the first of `split_trainable`'s two.
+          grad_norm: their global norm where it is known; else an optimiser that clips works it out.
+          is_finite: False leaves all but the step counter as it was; None always updates.
 
         Raises:
           ValueError: the state has no optimiser.
         """
         if self.tx is None:
             raise ValueError("this state has no optimiser; make it with EasyDeLState.create(model, tx).")
+        update_of = optax.with_extra_args_support(self.tx).update
         trainable, frozen = split_trainable(self.model)
-        updates, opt_state = self.tx.update(grads, self.opt_state, trainable)
-        model = join(optax.apply_updates(trainable, updates), frozen)
-        return self.replace(step=self.step + 1, model=model, opt_state=opt_state)
+
+        def update(trainable: PyTree, opt_state: optax.OptState) -> tuple[PyTree, optax.OptState]:
+            updates, opt_state = update_of(grads, opt_state, trainable, grad_norm=grad_norm)
+            return optax.apply_updates(trainable, updates), opt_state
+
+        if is_finite is None:
+            trainable, opt_state = update(trainable, self.opt_state)
+        else:
+            # A branch, not a choice of every number: that would read and write the whole state once more.
+            trainable, opt_state = jax.lax.cond(is_finite, update, lambda *same: same, trainable, self.opt_state)
+        return self.replace(step=self.step + 1, model=join(trainable, frozen), opt_state=opt_state)
 
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields exchanged."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from easydel.infra.mesh import parameter_path
 
@@ -86,7 +87,31 @@ def make_optimizer(arguments: TrainingArguments, schedule: optax.Schedule) -> op
     )
     if arguments.clip_grad is None:
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(arguments.clip_grad), optimizer)
+    return optax.chain(clip_by_global_norm(arguments.clip_grad), optimizer)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` that takes the norm as ``grad_norm`` where the caller has it.
+
+    .. math:: g \\min(1, c / \\lVert g \\rVert)
+
+    The gradient is multiplied by one number, which costs no pass over it: the compiler makes it part of the
+    optimiser's own.
+    """
+
+    def update(
+        gradient: PyTree,
+        state: optax.EmptyState,
+        params: PyTree | None = None,
+        *,
+        grad_norm: Float[Array, ""] | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, optax.EmptyState]:
+        norm = optax.global_norm(gradient) if grad_norm is None else grad_norm
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), gradient), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def decayed_parameters(params: PyTree) -> PyTree:

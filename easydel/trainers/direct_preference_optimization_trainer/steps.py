@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -71,10 +70,8 @@ def training_step(
 
     grad_norm = optax.global_norm(gradient)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
-    updated = state.apply_gradients(gradient)
     # The step counter moves on either way: it counts batches.
-    kept = state.replace(step=updated.step)
-    state = jax.tree.map(functools.partial(jnp.where, is_finite), updated, kept)
+    state = state.apply_gradients(gradient, grad_norm=grad_norm, is_finite=is_finite)
     return state, metrics | {"grad_norm": grad_norm, "nonfinite": ~is_finite}
 
 
