@@ -23,7 +23,7 @@ from easydel.infra.model_digest import model_digest
 from easydel.infra.trainable import copy_trainable, join, split_trainable
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks import LogLine, TrainerCallback
-from easydel.trainers.compiled_step import compile_training_step
+from easydel.trainers.compiled_step import CompiledTrainingStep
 from easydel.trainers.log_window import LogWindow, TrainingLog
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
@@ -128,7 +128,7 @@ class Trainer(TrainerHooks):
         enable_compilation_cache()
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
-            sharded_training_step_function=compile_training_step(train, self.state.shardings),
+            sharded_training_step_function=CompiledTrainingStep(train, self.state.shardings),
             sharded_evaluation_step_function=jax.jit(evaluate),
             mesh=self.mesh,
             checkpoint_manager=self._record.checkpoints,
