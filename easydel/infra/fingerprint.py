@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,14 @@ def _sum_of(leaf: Array) -> UInt32[Array, " lanes"]:
     for axis, size in enumerate(bits.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     placed = _mix(place + jnp.uint32(GOLDEN)) ^ bits
-    return jnp.stack(
-        [jnp.sum(_mix(placed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)), dtype=jnp.uint32) for seed in range(LANES)]
-    )
+    lanes = [_mix(placed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)) for seed in range(LANES)]
+    # One reduction, not four: those would share `placed` by way of memory, in as much of it as the weights take.
+    sums = jax.lax.reduce(lanes, [jnp.uint32(0)] * LANES, _add, tuple(range(leaf.ndim)))
+    return jnp.stack(sums)
+
+
+def _add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+    return [x + y for x, y in zip(left, right)]
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
