@@ -79,6 +79,7 @@ class Trainer(TrainerHooks):
                 f"model is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
                 "AutoEasyDeLModelForCausalLM.from_pretrained."
             )
+        enable_compilation_cache()
         self.arguments = arguments
         self.processing_class = processing_class
         self.log_history: list[LogLine] = []
@@ -125,7 +126,6 @@ class Trainer(TrainerHooks):
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
         """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
-        enable_compilation_cache()
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
             sharded_training_step_function=CompiledTrainingStep(train, self.state.shardings),
@@ -299,6 +299,9 @@ class Trainer(TrainerHooks):
 
     def _run(self, log: TrainingLog) -> None:
         arguments, place = self.arguments, self._record.place
+        with log.pause():
+            # Now, where it may have to be measured: beside an update it would come out too low.
+            self._peak_flops = peak_flops(self.mesh)
         self._evaluate_if_due(log)
         for batch, device_batch, position in () if self._is_over() else self._training_batches():
             metrics, is_nonfinite = self._update(batch, device_batch, position)
@@ -458,7 +461,7 @@ class Trainer(TrainerHooks):
             "train/num_tokens": tokens,
             "train/tokens_per_second": tokens / seconds,
             "train/pairs_per_second": window.total(lambda statistics: statistics.examples) / seconds,
-            "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / peak_flops(self.mesh),
+            "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / self._peak_flops,
         }
         if self.dataloaders.steps_per_epoch is not None:
             epoch = window.last_step / self.dataloaders.steps_per_epoch

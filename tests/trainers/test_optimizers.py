@@ -126,7 +126,8 @@ def test_a_skipped_update_changes_no_bit_and_one_that_is_made_is_the_plain_one(t
 def test_an_update_with_its_guard_passes_over_the_state_once():
     """Bytes that the compiled update touches, a parameter: 4 for the norm, 12 for each moment, 16 for the weight."""
     model = jax.eval_shape(lambda: LlamaForCausalLM.init(SMOLLM2, jax.random.key(0)))
-    state = jax.eval_shape(lambda model: EasyDeLState.create(model, optimizer_of(optimizer="adamw")), model)
+    tx = optimizer_of(optimizer="adamw")
+    state = jax.eval_shape(lambda model: EasyDeLState(jnp.int32(0), model, tx.init(model), tx), model)
 
     def step(state: EasyDeLState, gradient: LlamaForCausalLM, loss: float) -> EasyDeLState:
         norm = optax.global_norm(gradient)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from datasets import Dataset, IterableDataset
 from jaxtyping import Array, Float
 
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
@@ -51,9 +50,13 @@ from easydel.trainers.trainer_protocol import (
     TrainerOutput,
 )
 
-logger = logging.getLogger("easydel")
+if TYPE_CHECKING:
+    # Who passes such an object has imported the package; others need not wait a second for it.
+    from datasets import Dataset, IterableDataset
 
-PreferenceData = Dataset | IterableDataset | ShardedDataSource
+    PreferenceData = Dataset | IterableDataset | ShardedDataSource
+
+logger = logging.getLogger("easydel")
 
 
 class DPOTrainer(Trainer):

@@ -69,13 +69,14 @@ class ReferenceScorer:
         self._cache: ReferenceCache | None = None
         self._base: list[Array] = []
         self._pending: Pending | None = None
-        self._score = jax.jit(
+        # Wherever the parts come from, they and what is made of them lie like the rest of the batch: else a start that
+        # finds them would compile programs that the first one, which scored them, did not.
+        on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
+        self._score = on_batch(
             lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), micro_batches).parts
         )
-        # Wherever the parts come from, these lie like the rest of the batch: else the step would be compiled for both.
-        self._whole = jax.jit(
-            functools.partial(whole_completions, ld_alpha=ld_alpha), out_shardings=batch_sharding(mesh)
-        )
+        self._merge = on_batch(_merge)
+        self._whole = on_batch(functools.partial(whole_completions, ld_alpha=ld_alpha))
 
     def cache(self, policy: EasyDeLBaseModule) -> ReferenceCache:
         """The cache of this reference; the first use works out the digest of its weights."""
@@ -153,7 +154,7 @@ class ReferenceScorer:
         new = {key: places[0] for key, places in slots.items() if key not in known}
         self.scored += sum(len(slots[key]) for key in new)
         self._pending = Pending(cache, new, scored)
-        return self._whole(_merge(scored, **on_device))
+        return self._whole(self._merge(scored, **on_device))
 
     def advice(self) -> str:
         """What to do where log-probs turn out wrong: nothing to say, unless they were looked up."""
@@ -208,7 +209,6 @@ def _lay_out(batch: Batch, slots: Mapping[bytes, list[int]], known: Mapping[byte
     }
 
 
-@jax.jit
 def _merge(
     scored: Float[Array, "rows slots 2 2"],
     parts: Float[Array, "rows slots 2 2"],
