@@ -1,0 +1,92 @@
+"""What is asked of cuDNN: its answer is looked at only where there is a GPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from easydel.ops.tree_attention import tree_attention, tree_mask
+from easydel.ops.tree_attention_cudnn import cudnn_takes, tree_attention_cudnn
+from tests.ops.forest import forest, values, with_gradients
+
+WINDOWS = pytest.mark.parametrize("window", [(), (20,), (jnp.int32(20),)], ids=["none", "number", "array"])
+
+
+def error_beside_xla(form, arrays, *rest) -> list[float]:
+    """How far a form in 16 bits is from float32, in units of how far the XLA form in 16 bits is."""
+    exact = with_gradients(tree_attention)(*(x.astype(jnp.float32) for x in arrays), *rest)
+    ours, xla = (with_gradients(f)(*arrays, *rest) for f in (form, tree_attention))
+    distance = [
+        [float(jnp.linalg.norm(x.astype(jnp.float32) - truth)) for x, truth in zip(results, exact)]
+        for results in (ours, xla)
+    ]
+    return [x / y for x, y in zip(*distance)]
+
+
+@WINDOWS
+def test_the_call_answered_by_xla_gives_outputs_and_gradients_of_the_xla_form(monkeypatch, window):
+    """The same arguments, mask and padding, with cuDNN's name taken out."""
+    attend = jax.nn.dot_product_attention
+
+    def answered_by_xla(*args, implementation, **options):
+        assert implementation == "cudnn"
+        return attend(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", answered_by_xla)
+    arrays = values(2, 200, 4, 2, 16, jnp.bfloat16)
+    assert max(error_beside_xla(tree_attention_cudnn, arrays, *forest(2, 200), *window)) < 1.3
+
+
+def test_the_call_is_lowered_for_cuda_without_a_gpu(monkeypatch):
+    """One call forward, one backward; keys are not repeated; the length is a multiple of 128."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    arrays = values(2, 200, 4, 2, 64, jnp.bfloat16)
+    text = with_gradients(tree_attention_cudnn).trace(*arrays, *forest(2, 200)).lower(lowering_platforms=("cuda",))
+    calls = [line for line in text.as_text().splitlines() if "__cudnn$fmha" in line]
+    assert ["Backward" in call for call in calls] == [False, True]
+    for call in calls:
+        signature = call[call.index("} : (") :]
+        assert "(tensor<2x256x4x64xbf16>, tensor<2x256x2x64xbf16>, tensor<2x256x2x64xbf16>" in signature
+        assert "tensor<2x1x256x256xbf16>" in signature
+
+
+def test_every_token_sees_itself_so_that_no_row_of_the_mask_is_empty():
+    segments, branches, positions = forest(2, 200)
+    for window in (None, 1):
+        for ids in ((segments, branches, positions), (0 * segments,) * 3):
+            assert np.diagonal(tree_mask(*ids, window), axis1=1, axis2=2).all()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)])
+def test_what_cudnn_does_not_take_is_refused_with_the_way_out(dtype, size):
+    q, k, v, _ = values(1, 128, 2, 2, size, dtype)
+    assert not cudnn_takes(q)
+    with pytest.raises(ValueError, match="Compute in bfloat16, or call tree_attention, which then uses XLA"):
+        tree_attention_cudnn(q, k, v, *forest(1, 128))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@WINDOWS
+@pytest.mark.parametrize("length", [192, 1000])
+def test_cudnn_gives_the_numbers_of_the_xla_form(window, length):
+    arrays = values(2, length, 14, 2, 64, jnp.bfloat16)
+    assert max(error_beside_xla(tree_attention_cudnn, arrays, *forest(2, length), *window)) < 1.5
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_on_cudnn_nothing_leaks_between_pairs_or_between_branches():
+    segments, branches, positions = forest(1, 256)
+    q, k, v, _ = values(1, 256, 4, 2, 64, jnp.bfloat16)
+    attend = jax.jit(partial(tree_attention_cudnn, q))
+    before = attend(k, v, segments, branches, positions)
+    for segment, branch in [(1, 0), (1, 1), (1, 2), (2, 0)]:
+        part = (segments == segment) & (branches == branch)
+        shift = 3 * part[..., None, None].astype(k.dtype)
+        after = attend(k + shift, v + shift, segments, branches, positions)
+        moved = np.flatnonzero(np.array(jnp.abs(after - before).max(axis=(0, 2, 3)) > 0))
+        may_move = (segments == segment) & ((branches == branch) | (branch == 0))
+        assert moved.size and set(moved) <= set(np.flatnonzero(may_move[0]))
