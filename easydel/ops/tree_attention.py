@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-# Queries go in blocks of this many rows of the score square. A block needs no keys behind its own end, which halves
-# the work, and its scores stay in cache.
-QUERY_BLOCK = 256
 
 
 def tree_mask(
@@ -58,24 +51,10 @@ def tree_attention(
 
     Returns:
       The attended values in q's dtype; soft-max is in float32.
+
+    The device has a say in how it is computed (`easydel.ops.tree_attention_form`), not in what.
     """
-    heads, kv_heads = q.shape[2], k.shape[2]
-    k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    scale = 1 / math.sqrt(q.shape[-1])
+    # Here, because the forms read the mask above.
+    from easydel.ops.tree_attention_form import device_form, over_mesh
 
-    @jax.checkpoint  # the backward pass rebuilds a block's scores: cheaper than keeping squares of the length
-    def one_block(q, k, v, visible):
-        scores = jnp.einsum("rhqd,rhkd->rhqk", q, k, preferred_element_type=jnp.float32) * scale
-        # -1e30 and not -inf: a row of padding must give numbers, not NaN.
-        scores = jnp.where(visible[:, None], scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("rhqk,rhkd->rhqd", weights, v)
-
-    outputs = []
-    length = q.shape[2]
-    for start in range(0, length, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, length)
-        visible = tree_mask(segment_ids, branch_ids, position_ids, window, slice(start, stop), slice(0, stop))
-        outputs.append(one_block(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], visible))
-    return jnp.concatenate(outputs, axis=2).transpose(0, 2, 1, 3)
+    return over_mesh(device_form(q))(q, k, v, segment_ids, branch_ids, position_ids, window)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from easydel.ops.tree_attention_cudnn import cudnn_takes, tree_attention_cudnn
 from easydel.ops.tree_attention_tpu import tree_attention_tpu
+from easydel.ops.tree_attention_xla import tree_attention_xla
 
 # (q, k, v, segment_ids, branch_ids, position_ids, window) -> attended values, as `tree_attention`.
 Form = Callable[..., Array]
@@ -22,26 +23,25 @@ HEAD_AXIS = "tp"
 AMPERE = 8.0
 
 
-def device_form(q: Float[Array, "rows length heads head_dim"]) -> Form | None:
-    """The form made for the platform, or None where XLA's own operations are the best there is.
+def device_form(q: Float[Array, "rows length heads head_dim"]) -> Form:
+    """The form made for the platform, or XLA's own operations where they are the best there is.
 
     Chosen while tracing, by the devices of the mesh in use (`jax.set_mesh`) or else the default ones, and not by
     `jax.lax.platform_dependent`: that traces every form, and cuDNN's cannot be traced where there is no cuDNN.
 
-    None on CPU; on GPUs that are not NVIDIA's, or older than Ampere; for dtypes and heads that cuDNN does not take,
-    float32 above all; and on several devices without a mesh in use: nothing then says how rows and heads lie, and only
-    XLA's own operations are split by themselves.
+    The latter on CPU; on GPUs that are not NVIDIA's, or older than Ampere; for dtypes and heads that cuDNN does not
+    take, float32 above all; and on several devices without a mesh in use: nothing then says how rows and heads lie.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty and jax.device_count() > 1:
-        return None
+        return tree_attention_xla
     device = None if mesh.empty else mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     if platform == "tpu":
         return tree_attention_tpu
     if platform == "gpu" and cudnn_takes(q) and _has_flash_kernels():
         return tree_attention_cudnn
-    return None
+    return tree_attention_xla
 
 
 def _has_flash_kernels() -> bool:

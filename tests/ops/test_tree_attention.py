@@ -83,7 +83,7 @@ def test_rows_longer_than_a_block_give_the_same(monkeypatch):
     segments, branches, positions = layout()
     q, k, v = inputs(segments.shape[1])
     whole = tree_attention(q, k, v, segments, branches, positions, 4)
-    monkeypatch.setattr("easydel.ops.tree_attention.QUERY_BLOCK", 5)
+    monkeypatch.setattr("easydel.ops.tree_attention_xla.BLOCK", 5)
     np.testing.assert_allclose(tree_attention(q, k, v, segments, branches, positions, 4), whole, rtol=1e-5, atol=1e-6)
 
 
