@@ -46,10 +46,11 @@ class Collator:
             return pack(pairs, self.layout)
         batch = self.data_collator(pairs)
         rows, kept = len(batch["input_ids"]), int(np.count_nonzero(batch["pair_mask"]))
-        if rows % self.layout.row_multiple:
+        multiple = self.layout.row_multiple * self.layout.parts
+        if rows % multiple:
             raise DataError(
                 f"data_collator gave {rows} rows; with these devices and gradient_accumulation_steps their number must "
-                f"be a multiple of {self.layout.row_multiple}: pass row_multiple to PackingLayout, or add empty rows."
+                f"be a multiple of {multiple}: pass row_multiple to PackingLayout, or add empty rows."
             )
         if kept != len(pairs):
             raise DataError(

@@ -25,13 +25,36 @@ class PackingLayout:
       padding_value: token id that fills the rest of a row; never read, whatever it is.
       packing: several pairs share a row; otherwise one pair a row.
       share_prompt: chosen and rejected hang off one copy of the prompt; otherwise each has its own.
-      row_multiple: the number of rows is a multiple of this (devices times accumulation steps).
+      row_multiple: the number of rows is a multiple of this (devices).
+      parts: the batch goes through the model in at least so many parts, one after the other.
+      part_tokens: places of a part on each device, a multiple of 128, unless one pair needs more; None knows no limit,
+        so that ``parts`` is the number of parts.
     """
 
     padding_value: int
     packing: bool = True
     share_prompt: bool = True
     row_multiple: int = 1
+    parts: int = 1
+    part_tokens: int | None = 2048
+
+    def count_parts(self, rows: int, length: int) -> int:
+        """Parts of a batch of so many rows: as few as the limits allow. Part i holds the rows i, i + parts, ….
+
+        Parts at the end may be empty; they cost nothing.
+        """
+        if self.part_tokens is None:
+            return self.parts
+        of_device = rows // self.row_multiple
+        most = min(max(1, self.part_tokens // length), of_device // self.parts)
+        return of_device // next(at_once for at_once in range(most, 0, -1) if of_device % at_once == 0)
+
+    def places_in_use(self, batch: Batch) -> int:
+        """Tokens and padding of the parts that hold any pair."""
+        rows, length = batch["input_ids"].shape
+        parts = self.count_parts(rows, length)
+        last = np.flatnonzero(batch["pair_mask"].any(axis=1)) % parts
+        return (last.max() + 1) * (rows // parts) * length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,19 +115,23 @@ def _is_truncated(pair: PreferencePair) -> bool:
     return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
 
 
-# Rows are about this long, or as long as the longest tree: shorter ones pack badly, longer ones cost attention.
-TARGET_ROW_LENGTH = 1024
+# Where parts know no limit, rows are about this long: shorter ones pack badly, longer ones gain nothing.
+TARGET_ROW_LENGTH = 2048
 LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
 
 
-def bucket(size: int) -> int:
-    """The smallest of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … that holds `size`.
-
-    Shapes come from this ladder, so that a run compiles a handful of programs at most.
-    """
-    step = 1 << max(0, (size - 1).bit_length() - 3)
-    return -(-size // step) * step
+def row_lengths(part_tokens: int, longest: int, is_one_part: bool) -> list[int]:
+    """Row lengths to choose from, of which each compiles a program of its own: quarters of a part, or its eighths and
+    smaller halves where all fits in one, or the first doubling that holds the longest tree."""
+    lengths = [part_tokens * share // 4 for share in range(1, 5)]
+    if is_one_part:
+        lengths = [part_tokens * share // 8 for share in range(1, 9)]
+        while lengths[0] >= 2 * LENGTH_UNIT:
+            lengths.insert(0, lengths[0] // 2 // LENGTH_UNIT * LENGTH_UNIT)
+    while lengths[-1] < longest:
+        lengths = [2 * lengths[-1]]
+    return [length for length in lengths if length >= longest]
 
 
 def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[list[int]]:
@@ -127,21 +154,22 @@ def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[lis
 
 
 def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int, list[list[int]]]:
-    """Number of rows, their length, and the trees of each: as many rows as the tokens need, as short as they fit."""
-    longest = -(-max(lengths) // LENGTH_UNIT)
-    if not layout.packing:
-        rows = layout.row_multiple * -(-len(lengths) // layout.row_multiple)
-        return rows, LENGTH_UNIT * bucket(longest), [[index] for index in range(len(lengths))]
-    total = sum(lengths)
-    shares = -(-total // (layout.row_multiple * max(TARGET_ROW_LENGTH, max(lengths))))
-    rows = layout.row_multiple * bucket(shares)
-    units = bucket(max(longest, -(-total // (rows * LENGTH_UNIT))))
-    while True:
-        row_length = LENGTH_UNIT * units
-        members = assign_rows(lengths, row_length, row_length // TOKENS_PER_SLOT)
-        if len(members) <= rows:
-            return rows, row_length, members
-        units = bucket(units + 1)
+    """Number of rows in use, their length, and the trees of each, so that there is the least padding."""
+    part_tokens = layout.part_tokens or TARGET_ROW_LENGTH
+    total, least = sum(lengths), layout.row_multiple * layout.parts
+    choices = []
+    for row_length in row_lengths(part_tokens, max(lengths), total <= part_tokens * layout.row_multiple):
+        if layout.packing:
+            members = assign_rows(lengths, row_length, row_length // TOKENS_PER_SLOT)
+            multiple = layout.row_multiple
+        else:
+            members = [[index] for index in range(len(lengths))]
+            share = -(-len(members) // least)
+            multiple = layout.row_multiple * min(share, max(1, part_tokens // row_length))
+        rows = multiple * -(-max(len(members), least) // multiple)
+        choices.append((rows * row_length, -row_length, rows, members))
+    _, negative_length, rows, members = min(choices)
+    return rows, -negative_length, members
 
 
 def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
@@ -165,7 +193,13 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         raise ValueError("pack got no pairs; a batch needs at least one.")
     trees = [lay_out(pair, layout.share_prompt) for pair in pairs]
     lengths = [tree.length for tree in trees]
-    rows, row_length, members = choose_rows(lengths, layout)
+    in_use, row_length, members = choose_rows(lengths, layout)
+    rows = in_use
+    if layout.packing and layout.part_tokens is not None:
+        # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
+        rows = layout.row_multiple * max(-(-len(pairs) // layout.row_multiple), in_use // layout.row_multiple)
+    parts = layout.count_parts(rows, row_length)
+    at_once = rows // parts
     slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
     # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
     targets = row_length
@@ -198,7 +232,9 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         batch["ref_chosen_logps"] = empty(slots, 0, np.float32)
         batch["ref_rejected_logps"] = empty(slots, 0, np.float32)
 
-    for row, indices in enumerate(members):
+    for number, indices in enumerate(members):
+        part, place = divmod(number, at_once)
+        row = place * parts + part
         start = target_start = 0
         for slot, index in enumerate(indices):
             tree = trees[index]

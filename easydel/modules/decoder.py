@@ -19,8 +19,14 @@ from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
 from easydel.infra.quantized_weight import QuantizedWeight
 from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.tree_attention import tree_attention
+from easydel.ops.tree_attention_xla import RESIDUALS
 
 T = TypeVar("T")
+# To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
+KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+)
 # (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
 Attend = Callable[[Array, Array, Array], tuple[Array, T]]
 
@@ -215,8 +221,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
             x, _ = layer(x, cos, sin, lambda q, k, v: attend(q, k, v, window))
             return constrain(x, DATA_AXES)
 
-        if remat:
-            one_layer = jax.checkpoint(one_layer)
+        one_layer = jax.checkpoint(one_layer, policy=None if remat else KEEP_PRODUCTS)
         x = self._embed(input_ids)
         cos, sin = self._angles(position_ids)
         windows, is_uniform = self._windows()

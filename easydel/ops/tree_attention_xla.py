@@ -32,7 +32,7 @@ class Tiles(NamedTuple):
     """Key blocks that each query block sees, the seen ones first, and their number."""
 
     keys: Int[Array, "blocks most"]
-    count: Int[Array, " blocks"]
+    number: Int[Array, " blocks"]
 
 
 def tree_attention_xla(
@@ -61,7 +61,8 @@ def tree_attention_xla(
     code, position = pad(segment_ids * BRANCHES + branch_ids), pad(position_ids)
     blocks_of_row = (length + padding) // BLOCK
     place = jnp.broadcast_to(jnp.arange(length + padding), code.shape)
-    ids = Ids(*(x.reshape(-1, BLOCK) for x in (code, place, position)), None if window is None else jnp.int32(window))
+    code, place, position = (x.reshape(-1, BLOCK) for x in (code, place, position))
+    ids = Ids(code, place, position, None if window is None else jnp.int32(window))
     tiles = _tiles(ids, blocks_of_row)
     query_blocks = _query_blocks(pad(q) / math.sqrt(q.shape[-1]), k.shape[2])
     out = _attend(query_blocks, _key_blocks(pad(k)), _key_blocks(pad(v)), ids, tiles)
@@ -130,9 +131,9 @@ def _attend(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> Float[Array
 
 def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Array, Any]:
     def one_block(queries: Array) -> tuple[Array, Array]:
-        def one_tile(number: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def one_tile(nth: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             largest, total, out = running
-            keys = tiles.keys[queries, number]
+            keys = tiles.keys[queries, nth]
             scores = _where_visible(_visible(ids, queries, keys), _product("hqd,hkd->hqk", q[queries], k[keys]), MASKED)
             larger = jnp.maximum(largest, scores.max(-1))
             weights = jnp.exp(scores - larger[..., None])
@@ -142,7 +143,7 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
 
         zeros = jnp.zeros(q.shape[1:], jnp.float32)
         start = jnp.full(q.shape[1:3], MASKED), jnp.zeros(q.shape[1:3]), zeros
-        largest, total, out = jax.lax.fori_loop(0, tiles.count[queries], one_tile, start)
+        largest, total, out = jax.lax.fori_loop(0, tiles.number[queries], one_tile, start)
         return out / total[..., None], largest + jnp.log(total)
 
     out, normalizer = jax.lax.map(one_block, jnp.arange(q.shape[0]))
@@ -160,9 +161,9 @@ def _backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, No
         # Keys' gradients are gathered transposed: the other way round the products would transpose whole tiles.
         query_t, grad_t = query.swapaxes(1, 2), grad.swapaxes(1, 2)
 
-        def one_tile(number: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def one_tile(nth: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             q_sum, k_sum, v_sum = sums
-            keys = tiles.keys[queries, number]
+            keys = tiles.keys[queries, nth]
             scores = _product("hqd,hkd->hqk", query, k[keys])
             weights = _where_visible(_visible(ids, queries, keys), jnp.exp(scores - log_z[..., None]), 0.0)
             score_grads = weights * (_product("hqd,hkd->hqk", grad, v[keys]) - mean[..., None])
@@ -172,8 +173,8 @@ def _backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, No
             return q_sum + _product("hqk,hkd->hqd", score_grads, k[keys]), k_sum, v_sum
 
         start = jnp.zeros(query.shape, jnp.float32), *gradients
-        q_sum, *gradients = jax.lax.fori_loop(0, tiles.count[queries], one_tile, start)
-        return tuple(gradients), q_sum
+        q_sum, k_sum, v_sum = jax.lax.fori_loop(0, tiles.number[queries], one_tile, start)
+        return (k_sum, v_sum), q_sum
 
     zeros = jnp.zeros((k.shape[0], k.shape[1], k.shape[3], k.shape[2]), jnp.float32)
     blocks = jnp.arange(q.shape[0]), q, cotangent, normalizer, shift

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Options that change how the arithmetic is laid out; without dropout, results do not depend on them.
-OPTIONS_OF_LAYOUT = frozenset({"gradient_accumulation_steps", "packing", "share_prompt"})
+OPTIONS_OF_LAYOUT = frozenset({"gradient_accumulation_steps", "micro_batch_tokens", "packing", "share_prompt"})
 # Besides, those that change how a run is watched or kept, but not what it computes.
 OPTIONS_OF_A_SESSION = OPTIONS_OF_LAYOUT | {
     "gradient_checkpointing",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydel.data.packing import PackingLayout, assign_rows, bucket, choose_rows, pack
+from easydel.data.packing import PackingLayout, assign_rows, choose_rows, pack, row_lengths
 from easydel.data.preference import PreferencePair
 from tests.tiny import random_pair
 
@@ -94,10 +94,12 @@ def test_rows_hold_every_tree_once_and_stay_near_the_best_number(lengths):
     assert sum(sum(lengths[i] for i in row) <= 50 and len(row) < 5 for row in rows) <= 1
 
 
-@given(size=st.integers(1, 10_000))
-def test_a_bucket_holds_its_size_and_is_one_of_few(size):
-    assert size <= bucket(size) < 1.25 * size + 1e-9
-    assert len({bucket(n) for n in range(1, 1025)}) == 36
+@given(longest=st.integers(1, 10_000), is_one_part=st.booleans())
+def test_a_row_length_holds_the_longest_tree_and_is_one_of_few(longest, is_one_part):
+    lengths = row_lengths(2048, longest, is_one_part)
+    assert lengths and min(lengths) >= longest and lengths == sorted(lengths)
+    assert all(length % 16 == 0 for length in lengths)
+    assert len(lengths) <= (12 if is_one_part else 4)
 
 
 def test_real_lengths_give_few_shapes_and_little_padding():
@@ -106,11 +108,11 @@ def test_real_lengths_give_few_shapes_and_little_padding():
     for _ in range(200):
         lengths = np.clip(rng.lognormal(5.3, 0.5, 16), 40, 1000).astype(int).tolist()
         rows, row_length, _ = choose_rows(lengths, PackingLayout(0))
-        shapes.add((rows, row_length))
+        shapes.add(row_length)
         used, area = used + sum(lengths), area + rows * row_length
     print(f"{len(shapes)} shapes, {1 - used / area:.1%} padding")
-    assert len(shapes) <= 12
-    assert 1 - used / area < 0.15
+    assert len(shapes) <= 4
+    assert 1 - used / area < 0.1
 
 
 def test_half_given_reference_log_probs_are_an_error():

@@ -33,6 +33,7 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
+from easydel.trainers.direct_preference_optimization_trainer.loss_options import SORTING_LOSSES
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for, split_moving
@@ -138,7 +139,7 @@ class DPOTrainer(Trainer):
             None if arguments.reference_free else reference_for(policy, reference_model, self.mesh, self.model),
             self.mesh,
             ld_alpha=arguments.ld_alpha,
-            micro_batches=arguments.gradient_accumulation_steps,
+            count_parts=self._layout.count_parts,
             is_cached=not arguments.sync_ref_model,
         )
 
@@ -253,7 +254,7 @@ class DPOTrainer(Trainer):
         shared: dict[str, Any] = {
             "objective": objective,
             "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
-            "micro_batches": arguments.gradient_accumulation_steps,
+            "count_parts": self._layout.count_parts,
         }
         return (
             functools.partial(
@@ -393,7 +394,7 @@ class DPOTrainer(Trainer):
 
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
         """Tokens, padding and lengths of a batch."""
-        return describe_batch(batch, self.state.model)
+        return describe_batch(batch, self.state.model, self._layout)
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:
         arguments = self.arguments
@@ -412,10 +413,22 @@ class DPOTrainer(Trainer):
 
     @functools.cached_property
     def _collator(self) -> Collator:
-        layout = PackingLayout(
+        return Collator(self._layout, self.model.config.vocab_size, self.data_collator)
+
+    @functools.cached_property
+    def _layout(self) -> PackingLayout:
+        arguments = self.arguments
+        return PackingLayout(
             padding_value=self.padding_value,
-            packing=self.arguments.packing,
-            share_prompt=self.arguments.share_prompt,
-            row_multiple=data_parallel_size(self.mesh) * self.arguments.gradient_accumulation_steps,
+            packing=arguments.packing,
+            share_prompt=arguments.share_prompt,
+            row_multiple=data_parallel_size(self.mesh),
+            parts=arguments.gradient_accumulation_steps,
+            part_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
         )
-        return Collator(layout, self.model.config.vocab_size, self.data_collator)
+
+    @property
+    def _micro_batch_tokens(self) -> int:
+        """Few tokens make good use of a CPU; accelerators want more."""
+        given, is_cpu = self.arguments.micro_batch_tokens, self.mesh.devices.flat[0].platform == "cpu"
+        return given or (2048 if is_cpu else 8192)

@@ -24,6 +24,7 @@ from easydel.trainers.direct_preference_optimization_trainer.reference_cache imp
     scorer_digest,
 )
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
+    CountParts,
     DeviceBatch,
     ScoringOptions,
     score_in_micro_batches,
@@ -52,7 +53,7 @@ class ReferenceScorer:
       reference: the model; None is a uniform one, whose log-probs count as 0.
       mesh: where batches lie.
       ld_alpha: weight of the tokens beyond the shorter completion's length.
-      micro_batches: parts a batch is scored in.
+      count_parts: parts a batch is scored in, by its rows and their length.
       is_cached: whether log-probs are looked up and kept; the reference must stand still then.
 
     Attributes:
@@ -60,7 +61,13 @@ class ReferenceScorer:
     """
 
     def __init__(
-        self, reference: Reference | None, mesh: Mesh, *, ld_alpha: float | None, micro_batches: int, is_cached: bool
+        self,
+        reference: Reference | None,
+        mesh: Mesh,
+        *,
+        ld_alpha: float | None,
+        count_parts: CountParts,
+        is_cached: bool,
     ):
         self.found = self.scored = 0
         self._reference = reference
@@ -73,7 +80,7 @@ class ReferenceScorer:
         # finds them would compile programs that the first one, which scored them, did not.
         on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         self._score = on_batch(
-            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), micro_batches).parts
+            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_parts).parts
         )
         self._merge = on_batch(_merge)
         self._whole = on_batch(functools.partial(whole_completions, ld_alpha=ld_alpha))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from easydel.infra.mesh import DATA_AXES, constrain
 from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
 
 DeviceBatch = dict[str, Array]
+# (rows, length) of a batch to the number of parts in which it goes through the model, one after the other.
+CountParts = Callable[[int, int], int]
 
 # What the model reads of a batch; the rest is for the objective and for people.
 SCORED_KEYS = (
@@ -127,17 +130,32 @@ def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
     }
 
 
+def parts_in_use(parts: DeviceBatch) -> Int[Array, ""]:
+    """How many of the micro-batches hold a pair: the first ones do, and the rest need not be looked at."""
+    holds_pair = jnp.any(parts["pair_mask"], axis=(1, 2))
+    return jnp.max(jnp.where(holds_pair, jnp.arange(1, holds_pair.size + 1), 0))
+
+
 def join_micro_batches(value: Float[Array, "count rows slots *rest"]) -> Float[Array, "all_rows slots *rest"]:
     """Undo `split_micro_batches`."""
     return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
 
 
 def score_in_micro_batches(
-    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, micro_batches: int
+    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, count_parts: CountParts
 ) -> PairLogps:
     """`score_pairs` without gradients, as many rows at a time as a training step holds."""
     batch = {key: batch[key] for key in SCORED_KEYS}
-    if micro_batches == 1:
+    count = count_parts(*batch["input_ids"].shape)
+    if count == 1:
         return score_pairs(model, batch, options)
-    logps = jax.lax.map(lambda micro: score_pairs(model, micro, options), split_micro_batches(batch, micro_batches))
-    return jax.tree.map(join_micro_batches, logps)
+    parts = split_micro_batches(batch, count)
+
+    def score(number: int | Array) -> PairLogps:
+        return score_pairs(model, jax.tree.map(lambda part: part[number], parts), options)
+
+    def put(number: Array, scored: PairLogps) -> PairLogps:
+        return jax.tree.map(lambda whole, part: whole.at[number].set(part), scored, score(number))
+
+    nothing = jax.tree.map(lambda part: jnp.zeros((count, *part.shape), part.dtype), jax.eval_shape(score, 0))
+    return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, parts_in_use(parts), put, nothing))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from easydel.data.packing import Batch
+from easydel.data.packing import Batch, PackingLayout
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.trainers.trainer_protocol import BatchStatistics
 
 
-def describe_batch(batch: Batch, model: EasyDeLBaseModule) -> BatchStatistics:
+def describe_batch(batch: Batch, model: EasyDeLBaseModule, layout: PackingLayout) -> BatchStatistics:
     """Pairs, tokens, useful arithmetic, padding, completion lengths and truncation of a batch."""
     pairs = int(np.count_nonzero(batch["pair_mask"]))
     tokens = int(np.count_nonzero(batch["segment_ids"]))
@@ -18,7 +18,7 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule) -> BatchStatistics:
     chosen = int(np.count_nonzero((targets >= 0) & (targets % 2 == 0)))
     head = 2 * model.config.vocab_size * model.config.hidden_size
     means = {
-        "padding_fraction": 1 - tokens / batch["input_ids"].size,
+        "padding_fraction": 1 - tokens / layout.places_in_use(batch),
         "completion_length/chosen": chosen / pairs,
         "completion_length/rejected": (scored - chosen) / pairs,
     }

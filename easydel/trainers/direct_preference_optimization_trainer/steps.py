@@ -16,10 +16,12 @@ from easydel.infra.trainable import join, split_trainable
 from easydel.trainers.direct_preference_optimization_trainer.losses import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
+    CountParts,
     DeviceBatch,
     PairLogps,
     ScoringOptions,
     completion_lengths,
+    parts_in_use,
     score_in_micro_batches,
     score_pairs,
     split_micro_batches,
@@ -34,7 +36,7 @@ def training_step(
     *,
     objective: Objective,
     scoring: ScoringOptions,
-    micro_batches: int,
+    count_parts: CountParts,
     remat: bool,
     dropout_seed: int = 0,
 ) -> tuple[EasyDeLState, Metrics]:
@@ -54,19 +56,23 @@ def training_step(
         return metrics["loss"], metrics
 
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
-    if micro_batches == 1:
+    count = count_parts(*batch["input_ids"].shape)
+    if count == 1:
         (_, metrics), gradient = loss_and_gradient(trainable, batch, 0)
     else:
+        parts = split_micro_batches(batch, count)
 
-        def add_micro_batch(total, part):
-            (_, metrics), gradient = loss_and_gradient(trainable, *part)
-            return jax.tree.map(jnp.add, total, (metrics, gradient)), None
+        def metrics_and_gradient(number: int | Array) -> tuple[Metrics, EasyDeLBaseModule]:
+            micro = jax.tree.map(lambda part: part[number], parts)
+            (_, metrics), gradient = loss_and_gradient(trainable, micro, number)
+            return metrics, gradient
 
-        parts = split_micro_batches(batch, micro_batches), jnp.arange(micro_batches)
-        first = jax.tree.map(lambda part: part[0], parts)
-        shapes = jax.eval_shape(loss_and_gradient, trainable, *first)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0][1], shapes[1]))
-        (metrics, gradient), _ = jax.lax.scan(add_micro_batch, nothing, parts)
+        def add(number: Array, total: tuple[Metrics, EasyDeLBaseModule]) -> tuple[Metrics, EasyDeLBaseModule]:
+            return jax.tree.map(jnp.add, total, metrics_and_gradient(number))
+
+        shapes = jax.eval_shape(metrics_and_gradient, 0)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        metrics, gradient = jax.lax.fori_loop(0, parts_in_use(parts), add, nothing)
 
     grad_norm = optax.global_norm(gradient)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
@@ -76,10 +82,10 @@ def training_step(
 
 
 def evaluation_step(
-    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, scoring: ScoringOptions, micro_batches: int
+    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, scoring: ScoringOptions, count_parts: CountParts
 ) -> Metrics:
     """The metrics of one batch that carries reference log-probs, without gradients."""
-    policy = score_in_micro_batches(state.model, batch, scoring, micro_batches)
+    policy = score_in_micro_batches(state.model, batch, scoring, count_parts)
     return preference_metrics(policy, batch, objective, update_totals(batch))
 
 

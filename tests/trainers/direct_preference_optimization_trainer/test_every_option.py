@@ -122,6 +122,7 @@ FIELDS = {
     "learning_rate": Field((1e-2, 1e-3), "trace"),
     "total_batch_size": Field((4, 6), "trace"),
     "gradient_accumulation_steps": Field((1, 4), "batch"),
+    "micro_batch_tokens": Field((None, 128), "batch"),
     "eval_batch_size": Field((None, 2), "eval_batches", **EVALUATED),
     "num_train_epochs": Field((1, 2), "trace"),
     "max_training_steps": Field((None, 2), "logged"),

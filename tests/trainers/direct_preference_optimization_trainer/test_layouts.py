@@ -100,7 +100,9 @@ def reference_of(batch):
 def update(model, batch, micro_batches=1, remat=False, objective=SIGMOID, scoring=PLAIN):
     state = EasyDeLState.create(model, optax.sgd(1.0))
     step = jax.jit(
-        functools.partial(training_step, objective=objective, scoring=scoring, micro_batches=micro_batches, remat=remat)
+        functools.partial(
+            training_step, objective=objective, scoring=scoring, count_parts=lambda *_: micro_batches, remat=remat
+        )
     )
     return step(state, batch | reference_of(batch))
 

@@ -102,7 +102,12 @@ def test_decay_and_clipping_concern_the_adapters_alone(tiny_model, pairs):
 
 def step_of(batch, micro_batches=1, **options):
     step = functools.partial(
-        training_step, objective=SIGMOID, scoring=ScoringOptions(), micro_batches=micro_batches, remat=False, **options
+        training_step,
+        objective=SIGMOID,
+        scoring=ScoringOptions(),
+        count_parts=lambda *_: micro_batches,
+        remat=False,
+        **options,
     )
     compiled = jax.jit(step)
     return lambda state: compiled(state, batch | reference_of(batch))

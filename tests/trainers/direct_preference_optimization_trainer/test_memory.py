@@ -77,6 +77,14 @@ def test_the_peak_does_not_grow_with_sequence_times_vocabulary():
     assert many - few < 0.2 * logits
 
 
+def test_the_peak_does_not_grow_with_the_batch():
+    """What goes through the model at once is `micro_batch_tokens`, however many pairs an update has."""
+    few, many = (
+        temporary(trainer_of(pairs, 16, reference_free=True, micro_batch_tokens=128)) for pairs in (16, 128)
+    )
+    assert many < 1.2 * few
+
+
 def test_the_peak_grows_by_a_chunk_of_logits_with_the_vocabulary():
     pairs, completion, (small, large) = 32, 64, (4096, 16384)
     found = [
@@ -131,9 +139,8 @@ def test_with_checkpointing_a_layer_more_costs_its_input():
         sizes, trainers = (2, 10), []
         for layers in sizes:
             model = {"num_hidden_layers": layers, "layer_windows": (None,) * layers}
-            trainers.append(
-                trainer_of(16, 64, model, reference_free=True, gradient_checkpointing=gradient_checkpointing)
-            )
+            options = {"gradient_checkpointing": gradient_checkpointing, "micro_batch_tokens": 8192}
+            trainers.append(trainer_of(16, 64, model, reference_free=True, **options))
         tokens = first_tokens(trainers[0])
         weights = (trainers[1].model.num_parameters - trainers[0].model.num_parameters) * FLOAT
         grown = temporary(trainers[1]) - temporary(trainers[0]) - weights
