@@ -1,0 +1,38 @@
+"""Whether contenders trained the same thing: speeds of different work say nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+TOLERANCE = 1e-3
+# How often a trainer runs a pair's prompt, and each of its completions.
+RUNS_OF_A_PROMPT = {"ours": 1, "trl": 2}
+
+
+def disagreements(result: Mapping[str, Any]) -> list[str]:
+    """What is not as it must be in a result of the headline suite; empty where all is well.
+
+    Before the first update policy and reference are one model, so its loss is ln 2; the later losses are those of the
+    first contender that did the same task; every trainer saw every token.
+    """
+    found: list[str] = []
+    losses: dict[int, tuple[str, list[float]]] = {}
+    for run in result["runs"]:
+        if "failure" in run:
+            continue
+        name, updates = run["contender"], run["updates"]
+        if abs(updates[0]["loss"] - math.log(2)) > TOLERANCE:
+            found.append(f"{name}: the first loss is {updates[0]['loss']:.6f}, expected ln 2")
+        first, expected = losses.setdefault(run["pairs"], (name, [update["loss"] for update in updates]))
+        for number, (update, loss) in enumerate(zip(updates, expected)):
+            if abs(update["loss"] - loss) > TOLERANCE:
+                found.append(f"{name}: loss of update {number + 1} is {update['loss']:.6f}, {first} has {loss:.6f}")
+        if run["pairs"] != result["pairs"] or run["trainer"] not in RUNS_OF_A_PROMPT:
+            continue
+        for number, (update, (prompt, chosen, rejected)) in enumerate(zip(updates, result["tokens"])):
+            tokens = RUNS_OF_A_PROMPT[run["trainer"]] * prompt + chosen + rejected
+            if update["tokens"] != tokens:
+                found.append(f"{name}: update {number + 1} ran {update['tokens']:.0f} tokens, expected {tokens}")
+    return found
