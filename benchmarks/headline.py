@@ -33,6 +33,8 @@ CONTENDERS = (
     Contender("TRL, reference precomputed", "trl", PRECOMPUTED),
     Contender("ours, second run", "ours", PRECOMPUTED, cache="precomputed"),
     Contender("TRL, 4 pairs at a time", "trl", {"per_device_train_batch_size": 4}),
+    Contender("ours, 2 pairs an update", "ours", pairs=2),
+    Contender("EasyDeL 0.3.0, 2 pairs an update", "easydel", pairs=2),
 )
 
 
