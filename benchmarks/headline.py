@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from typing import Any
 
 from benchmarks.suite import machine
 from benchmarks.suite.agreement import disagreements
-from benchmarks.suite.contenders import ROOT, Contender, Task, run
+from benchmarks.suite.contenders import Contender, Task, run
+from benchmarks.suite.matmul import matmul_rates
 from benchmarks.suite.model_folder import write_model_folder
 from benchmarks.suite.rows import DATA, SETS, choose, write_rows
 
@@ -36,12 +36,6 @@ CONTENDERS = (
     Contender("ours, 2 pairs an update", "ours", pairs=2),
     Contender("EasyDeL 0.3.0, 2 pairs an update", "easydel", pairs=2),
 )
-
-
-def matmul_rates() -> dict[str, float]:
-    """FLOP/s of large products in a process that does nothing else."""
-    words = [sys.executable, "-m", "benchmarks.suite.matmul"]
-    return json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def measure(
@@ -77,7 +71,12 @@ def measure(
             for contender in contenders:
                 pairs = contender.pairs or arguments.pairs
                 task = Task(
-                    rows_file, Path(folder) / "model", arguments.max_length, pairs, arguments.updates, learning_rate=1e-5
+                    rows_file,
+                    Path(folder) / "model",
+                    arguments.max_length,
+                    pairs,
+                    arguments.updates,
+                    learning_rate=1e-5,
                 )
                 cache = None
                 if contender.cache is not None:

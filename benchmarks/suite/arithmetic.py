@@ -41,3 +41,22 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
     What is computed again to save memory counts nothing.
     """
     return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
+
+
+def update_bytes(config: EasyDeLBaseConfig, batch: Batch, chunk_size: int = 512) -> float:
+    """Bytes that an update in float32 cannot do without, when layers are computed again in the backward pass.
+
+    .. math:: 16 P + 4 n d (L + 1) + 4 n (6 d_a + 4 f) + 8 c V
+
+    with P parameters (weight, gradient, two moments), n places of the batch, padding among them (what is kept of each
+    layer; then one layer's queries, keys, values and MLP with their gradients, f wide) and the logits of one chunk of c
+    tokens with their gradient.
+    """
+    hidden, places = config.hidden_size, batch["input_ids"].size
+    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    norms = hidden * (2 * config.num_hidden_layers + 1)
+    parameters = layer_weights(config) + embeddings + norms
+    kept = 4.0 * places * hidden * (config.num_hidden_layers + 1)
+    attention_width = config.num_attention_heads * config.head_dim
+    one_layer = 4.0 * places * (6 * attention_width + 4 * config.intermediate_size)
+    return 16.0 * parameters + kept + one_layer + 8.0 * chunk_size * config.vocab_size

@@ -1,12 +1,16 @@
 """The rate of large float32 matrix products: what an update's arithmetic is compared with.
 
-    python -m benchmarks.suite.matmul
+python -m benchmarks.suite.matmul
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 import jax
@@ -29,6 +33,18 @@ def rate(rows: int, inner: int, columns: int) -> float:
         multiply(x, y).block_until_ready()
         seconds.append(time.perf_counter() - started)
     return 2 * rows * inner * columns / median(seconds)
+
+
+def matmul_rates() -> dict[str, float]:
+    """FLOP/s of each shape, in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.suite.matmul"]
+    root = Path(__file__).parents[2]
+    return json.loads(subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout)
+
+
+def matmul_rate(measured: Sequence[Mapping[str, float]]) -> float:
+    """FLOP/s of the quickest shape, the median over what was measured before, between and after."""
+    return max(median(rates[shape] for rates in measured) for shape in SHAPES)
 
 
 def main() -> None:

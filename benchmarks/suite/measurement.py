@@ -1,4 +1,4 @@
-"""What a contender reports of itself: time, memory, loss. The standard library only, for it runs in every environment."""
+"""What a contender reports of itself: time, memory, loss. Standard library only: it runs in every environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,22 @@ def seconds_since_process_start() -> float:
 
 def peak_memory() -> int:
     """Most memory this process has held so far, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return _status("VmHWM")
+
+
+def held_memory() -> int:
+    """Memory this process holds, in bytes."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew from what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def arguments_of_a_contender(description: str | None) -> argparse.ArgumentParser:

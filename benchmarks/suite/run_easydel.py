@@ -18,11 +18,12 @@ def main() -> None:
     arguments = arguments_of_a_contender(__doc__).parse_args()
     measurement = Measurement()
 
-    import easydel
     import jax.numpy as jnp
     from datasets import Dataset
-    from easydel.trainers import DPOConfig, DPOTrainer
     from transformers import AutoTokenizer
+
+    import easydel
+    from easydel.trainers import DPOConfig, DPOTrainer
 
     measurement.mark("imports done")
 
