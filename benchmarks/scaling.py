@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.suite import machine
 from benchmarks.suite.contenders import ROOT
 from benchmarks.suite.matmul import matmul_rates
+from benchmarks.suite.measurement import was_held_up
 from benchmarks.suite.scaling_plot import plot
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +66,14 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, arguments.output / "scaling.png")
+    wrong = [
+        f"{sweep} {point[sweep]}"
+        for sweep, points in result["sweeps"].items()
+        for point in points
+        if any(map(was_held_up, point["seconds"], point["processor_seconds"]))
+    ]
+    if wrong:
+        raise SystemExit(f"held up by other work, not to be used: {', '.join(wrong)}.")
 
 
 if __name__ == "__main__":

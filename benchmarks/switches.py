@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.headline import in_short
 from benchmarks.suite import machine
+from benchmarks.suite.agreement import hold_ups
 from benchmarks.suite.contenders import Contender, Task, run
 from benchmarks.suite.model_folder import write_model_folder
 from benchmarks.suite.rows import DATA, SETS, choose, write_rows
@@ -78,7 +79,10 @@ def main() -> None:
             print(f"{contender.name}: {in_short(measured)}", flush=True)
             if number > 0:
                 result["runs"].append({"contender": contender.name, "trainer": "ours"} | measured)
+    wrong = hold_ups(result)
     (arguments.output / "switches.json").write_text(json.dumps(result, indent=1) + "\n")
+    if wrong:
+        raise SystemExit("the results are not to be used:\n" + "\n".join(wrong))
 
 
 if __name__ == "__main__":

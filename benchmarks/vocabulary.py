@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from benchmarks.suite import machine
+from benchmarks.suite.measurement import was_held_up
 from easydel.ops.linear_log_probs import linear_log_probs
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,11 +47,14 @@ def measure(name: str, scores: Scores, tokens: int, repeats: int) -> dict[str, A
     targets = jax.random.randint(keys[2], (tokens,), 0, VOCABULARY)
     step = jax.jit(jax.grad(lambda h, w: jnp.sum(scores(h, w, targets)), argnums=(0, 1)))
     compiled = step.lower(hidden, weight).compile()
-    seconds = []
+    seconds, processor_seconds = [], []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
+        started, started_processor = time.perf_counter(), time.process_time()
         jax.block_until_ready(compiled(hidden, weight))
         seconds.append(time.perf_counter() - started)
+        processor_seconds.append(time.process_time() - started_processor)
+    if any(map(was_held_up, seconds, processor_seconds)):
+        raise SystemExit(f"{name}: held up by other work; measure again on a machine that does nothing else.")
     temporary = compiled.memory_analysis().temp_size_in_bytes
     return {"name": name, "tokens": tokens, "seconds": seconds[1:], "temporary_bytes": temporary}
 

@@ -1,10 +1,12 @@
-"""Whether contenders trained the same thing: speeds of different work say nothing."""
+"""Whether contenders trained the same thing, undisturbed: speeds of different work say nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from benchmarks.suite.measurement import was_held_up
 
 TOLERANCE = 1e-3
 # How often a trainer runs a pair's prompt. Others (EasyDeL 0.3.0 sees the same rows in the same order, but its losses
@@ -39,3 +41,14 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
             if update["tokens"] != tokens:
                 found.append(f"{name}: update {number + 1} ran {update['tokens']:.0f} tokens, expected {tokens}")
     return found
+
+
+def hold_ups(result: Mapping[str, Any]) -> list[str]:
+    """The updates of a result that were paused or starved, so that their seconds are not theirs."""
+    return [
+        f"{run['contender']}: update {number + 1} took {update['seconds']:.1f} s but had the processor for only "
+        f"{update['processor_seconds']:.1f} s; measure again on a machine that does nothing else"
+        for run in result["runs"]
+        for number, update in enumerate(run.get("updates", []))
+        if was_held_up(update["seconds"], update["processor_seconds"])
+    ]

@@ -77,15 +77,17 @@ def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updat
         state = trainer.state
         compiled = jax.jit(trainer.make_steps()[0], donate_argnums=0).lower(state, on_device).compile()
         memory = compiled.memory_analysis()
-        seconds = []
+        seconds, processor_seconds = [], []
         held = held_memory()
         forget_peak_memory()
         for _ in range(updates + 1):
-            started = time.perf_counter()
+            started, started_processor = time.perf_counter(), time.process_time()
             state, _ = jax.block_until_ready(compiled(state, on_device))
             seconds.append(time.perf_counter() - started)
+            processor_seconds.append(time.process_time() - started_processor)
     return {
         "seconds": seconds[1:],
+        "processor_seconds": processor_seconds[1:],
         "compiled_bytes": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

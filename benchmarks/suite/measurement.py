@@ -33,6 +33,11 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def was_held_up(seconds: float, processor_seconds: float) -> bool:
+    """Whether training had less than half of one core: it was paused, or starved by other work."""
+    return processor_seconds < 0.5 * seconds
+
+
 def forget_peak_memory() -> None:
     """Let `peak_memory` begin anew from what is held now."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -59,7 +64,7 @@ class Measurement:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.updates: list[dict[str, float]] = []
-        self._last = time.perf_counter()
+        self._last = self._last_processor = 0.0
         # Where memory runs out, this process goes and not another one.
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -69,13 +74,14 @@ class Measurement:
 
     def begin_updates(self) -> None:
         """The first update starts now."""
-        self._last = time.perf_counter()
+        self._last, self._last_processor = time.perf_counter(), time.process_time()
 
     def end_update(self, **numbers: float) -> None:
         """An update has ended, on the device as well."""
-        now = time.perf_counter()
-        self.updates.append({"seconds": now - self._last} | numbers)
-        self._last = now
+        now, processor = time.perf_counter(), time.process_time()
+        times = {"seconds": now - self._last, "processor_seconds": processor - self._last_processor}
+        self.updates.append(times | numbers)
+        self._last, self._last_processor = now, processor
         if len(self.updates) == 1:
             self.mark("first update done")
 

@@ -33,11 +33,13 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         for axis in (time, memory):
             axis.set_xlabel(LABELS[sweep])
             axis.grid(alpha=0.3)
-            if sweep == "prompt_share":
-                axis.set_ylim(bottom=0)
-            else:
+            if sweep != "prompt_share":
                 axis.set_xscale("log", base=2)
-                axis.set_yscale("log")
+        memory.set_ylim(bottom=0)
+        if sweep == "prompt_share":
+            time.set_ylim(bottom=0)
+        else:
+            time.set_yscale("log")
     axes[0, 0].set_ylabel("seconds an update")
     axes[1, 0].set_ylabel("GB")
     for row in axes:

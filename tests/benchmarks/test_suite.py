@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.suite.agreement import disagreements
+from benchmarks.suite.agreement import disagreements, hold_ups
 from benchmarks.suite.arithmetic import forward_flops, update_flops
 from benchmarks.suite.result_tables import headline_table
 from benchmarks.suite.rows import TextRow, choose, made_row, render, write_rows
@@ -29,7 +29,10 @@ def row(prompt: str, chosen: str, rejected: str) -> dict:
 
 
 def run(contender: str, trainer: str, seconds: list[float], losses: list[float], tokens: list[int], **more) -> dict:
-    updates = [{"seconds": s, "loss": x, "tokens": t} for s, x, t in zip(seconds, losses, tokens, strict=True)]
+    updates = [
+        {"seconds": s, "processor_seconds": 2 * s, "loss": x, "tokens": t}
+        for s, x, t in zip(seconds, losses, tokens, strict=True)
+    ]
     if trainer == "ours":
         updates = [update | {"forward_flops": 1e9, "compilation": 0.0} for update in updates]
     about = {"contender": contender, "trainer": trainer, "pairs": 2, "scores_reference": True}
@@ -129,6 +132,14 @@ def test_another_loss_and_a_missing_token_are_found():
         "TRL: loss of update 3 is 0.502000, ours has 0.500000",
         "TRL: update 3 ran 15 tokens, expected 16",
     ]
+
+
+def test_an_update_that_was_paused_is_found():
+    paused = run("ours", "ours", [9.0, 2.0, 2.0], LOSSES, [10, 10, 10])
+    paused["updates"][1]["seconds"] += 60.0
+    assert hold_ups(result(OURS, TRL)) == []
+    (found,) = hold_ups(result(paused, TRL))
+    assert found.startswith("ours: update 2 took 62.0 s but had the processor for only 4.0 s")
 
 
 def test_updates_that_warm_up_are_not_counted():
