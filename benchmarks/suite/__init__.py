@@ -1,0 +1,1 @@
+"""What the benchmarks against peers are made of: rows, contenders, arithmetic, tables."""

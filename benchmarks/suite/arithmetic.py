@@ -1,0 +1,62 @@
+"""The arithmetic that an update cannot do without, whoever does it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from easydel.data.packing import Batch
+from easydel.infra.base_config import EasyDeLBaseConfig
+
+
+def layer_weights(config: EasyDeLBaseConfig) -> int:
+    """Entries of all the layers' weight matrices, embedding and head not among them."""
+    hidden, size = config.hidden_size, config.head_dim
+    queries, keys_values = config.num_attention_heads * size, config.num_key_value_heads * size
+    attention = hidden * (queries + 2 * keys_values) + queries * hidden
+    return config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
+
+
+def forward_flops(config: EasyDeLBaseConfig, batch: Batch) -> float:
+    """Floating-point operations of one forward pass over a batch of trees; padding counts nothing.
+
+    .. math:: 2 W n + 4 L d_a \\textstyle\\sum_i (p_i + 1) + 2 d V m
+
+    with W `layer_weights`, n tokens, L layers, d_a = heads times head_dim, p_i the position of token i in its own
+    sequence (so that it sees p_i + 1 keys), d the hidden size, V the vocabulary and m the scored tokens.
+    """
+    is_token = batch["segment_ids"] > 0
+    tokens, scored = np.count_nonzero(is_token), np.count_nonzero(batch["target_slots"] >= 0)
+    keys_seen = float(np.sum(batch["position_ids"][is_token] + 1, dtype=np.int64))
+    attention_width = config.num_attention_heads * config.head_dim
+    return (
+        2.0 * layer_weights(config) * tokens
+        + 4.0 * config.num_hidden_layers * attention_width * keys_seen
+        + 2.0 * config.hidden_size * config.vocab_size * scored
+    )
+
+
+def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: bool) -> float:
+    """The same for an update: forward, two gradients as dear as it, and a forward pass of a reference that is scored.
+
+    What is computed again to save memory counts nothing.
+    """
+    return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
+
+
+def update_bytes(config: EasyDeLBaseConfig, batch: Batch, chunk_size: int = 512) -> float:
+    """Bytes that an update in float32 cannot do without, when layers are computed again in the backward pass.
+
+    .. math:: 16 P + 4 n d (L + 1) + 4 n (6 d_a + 4 f) + 8 c V
+
+    with P parameters (weight, gradient, two moments), n places of the batch, padding among them (what is kept of each
+    layer; then one layer's queries, keys, values and MLP with their gradients, f wide) and the logits of one chunk of c
+    tokens with their gradient.
+    """
+    hidden, places = config.hidden_size, batch["input_ids"].size
+    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    norms = hidden * (2 * config.num_hidden_layers + 1)
+    parameters = layer_weights(config) + embeddings + norms
+    kept = 4.0 * places * hidden * (config.num_hidden_layers + 1)
+    attention_width = config.num_attention_heads * config.head_dim
+    one_layer = 4.0 * places * (6 * attention_width + 4 * config.intermediate_size)
+    return 16.0 * parameters + kept + one_layer + 8.0 * chunk_size * config.vocab_size

@@ -1,0 +1,115 @@
+"""One update of a small random model on made rows: its time, its memory, and what both should be.
+
+python -m benchmarks.suite.measure_step --length 512 --batch 4 --vocabulary 32768 --prompt-share 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.suite.arithmetic import update_bytes, update_flops
+from benchmarks.suite.measurement import forget_peak_memory, held_memory, peak_memory
+from benchmarks.suite.rows import made_row
+from easydel import DPOConfig, DPOTrainer
+from easydel.infra.base_config import EasyDeLBaseConfig
+from easydel.infra.mesh import put_batch
+from easydel.modules.llama import LlamaForCausalLM
+
+
+def small_config(vocabulary: int, length: int) -> EasyDeLBaseConfig:
+    """Four layers of SmolLM2's proportions, 256 wide."""
+    return EasyDeLBaseConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+        layer_windows=(None,) * 4,
+        max_position_embeddings=2 * length,
+    )
+
+
+def tokenizer_of_ids(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that has the ids and nothing to say about text."""
+    words = {"<pad>": 0, "<end>": 1} | {f"t{token}": token for token in range(2, vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+
+
+def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updates: int) -> dict[str, Any]:
+    """Seconds of each update after the first, bytes by compiler and by kernel, FLOPs and bytes due."""
+    random = np.random.default_rng(0)
+    rows = [made_row(random, length, prompt_share, vocabulary) for _ in range(batch)]
+    config = small_config(vocabulary, length)
+    trainer = DPOTrainer(
+        DPOConfig(
+            total_batch_size=batch,
+            max_length=None,
+            max_prompt_length=None,
+            shuffle_train_dataset=False,
+            save_directory=None,
+            progress_bar=False,
+        ),
+        LlamaForCausalLM.init(config, jax.random.key(0)),
+        None,
+        tokenizer_of_ids(vocabulary),
+        Dataset.from_list(rows),
+    )
+    with contextlib.closing(trainer.dataloaders.train.iterate()) as batches, jax.set_mesh(trainer.mesh):
+        on_host = next(batches)
+        on_device = trainer.prepare_batch(trainer.state, on_host, put_batch(on_host, trainer.mesh))
+        state = trainer.state
+        compiled = jax.jit(trainer.make_steps()[0], donate_argnums=0).lower(state, on_device).compile()
+        memory = compiled.memory_analysis()
+        seconds, processor_seconds = [], []
+        held = held_memory()
+        forget_peak_memory()
+        for _ in range(updates + 1):
+            started, started_processor = time.perf_counter(), time.process_time()
+            state, _ = jax.block_until_ready(compiled(state, on_device))
+            seconds.append(time.perf_counter() - started)
+            processor_seconds.append(time.process_time() - started_processor)
+    return {
+        "seconds": seconds[1:],
+        "processor_seconds": processor_seconds[1:],
+        "compiled_bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        # The arguments were held before.
+        "measured_bytes": peak_memory() - held + memory.argument_size_in_bytes,
+        "flops": update_flops(config, on_host, scores_reference=False),
+        "bytes": update_bytes(config, on_host),
+        "tokens": int(np.count_nonzero(on_host["segment_ids"])),
+        "places": int(on_host["input_ids"].size),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=512, help="tokens of prompt and one completion")
+    parser.add_argument("--batch", type=int, default=4, help="pairs")
+    parser.add_argument("--vocabulary", type=int, default=32768)
+    parser.add_argument("--prompt-share", type=float, default=0.5, help="of the length")
+    parser.add_argument("--updates", type=int, default=3)
+    print(json.dumps(measure(**vars(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()

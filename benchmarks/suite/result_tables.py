@@ -1,0 +1,161 @@
+"""Markdown tables of results; no number in them is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.suite.matmul import matmul_rate
+from benchmarks.suite.summary import Run, Summary, ratios, spread, steady_updates, summarise
+
+Result = Mapping[str, Any]
+BASELINES = ("TRL", "TRL, reference precomputed", "EasyDeL 0.3.0, 2 pairs an update")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def runs_by_contender(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of every contender that never failed, in the order of rounds."""
+    failed = {run["contender"] for run in runs if "failure" in run}
+    names = [name for name in dict.fromkeys(run["contender"] for run in runs) if name not in failed]
+    return {name: [run for run in runs if run["contender"] == name] for name in names}
+
+
+def headline_summaries(result: Result) -> dict[str, Summary]:
+    """Every contender over the updates that none of those on the same task warmed up in."""
+    contenders = runs_by_contender(result["runs"])
+    summaries = {}
+    for name, runs in contenders.items():
+        pairs = runs[0]["pairs"]
+        same_task = [run for others in contenders.values() for run in others if run["pairs"] == pairs]
+        steady = steady_updates(same_task)
+        if not steady:
+            raise ValueError(f"{result['set']}: every update of {pairs} pairs warmed something up; make more updates.")
+        known = [run["updates"] for run in same_task if run["trainer"] == "ours"]
+        flops = [update["forward_flops"] for update in known[0]] if known else []
+        summaries[name] = summarise(runs, steady, flops)
+    return summaries
+
+
+def headline_table(result: Result) -> str:
+    """One row a contender: speed, memory, start, and what of the machine's arithmetic is used."""
+    summaries = headline_summaries(result)
+    pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
+    rate = matmul_rate(result["matmul"])
+    baselines = [name for name in BASELINES if name in summaries]
+
+    def beside(name: str, base: str, number: str, digits: int) -> str:
+        """A ratio, where both made updates of the same pairs."""
+        ours, theirs = vars(summaries[name])[number], vars(summaries[base])[number]
+        return spread(ratios(ours, theirs), digits) if pairs[name] == pairs[base] else ""
+
+    columns = ["trainer", "s an update", "pairs a second", *(f"speed, {name} = 1" for name in baselines)]
+    columns += ["peak memory, GB", *(f"memory, {name} = 1" for name in baselines)]
+    columns += ["first update done after, s", "reference before that, s", "share of the matmul rate", "last loss"]
+    rows = []
+    for name, one in summaries.items():
+        rows.append(
+            [
+                name,
+                spread(one.seconds, 1),
+                spread(one.pairs_per_second, 2),
+                *(beside(name, base, "pairs_per_second", 2) for base in baselines),
+                f"{median(one.peak_memory) / 1e9:.2f}",
+                *(beside(name, base, "peak_memory", 2) for base in baselines),
+                spread(one.first_update, 0),
+                spread(one.reference, 0) if one.reference else "",
+                f"{median(one.flops_per_second) / rate:.0%}" if one.flops_per_second else "",
+                f"{one.last_loss:.4f}",
+            ]
+        )
+    tokens = result["tokens"]
+    mean = [sum(update[part] for update in tokens) / result["rows"] for part in range(3)]
+    notes = (
+        f"{result['updates']} updates of {result['pairs']} pairs, rounds: {len(result['matmul']) - 1}; rows of "
+        f"{' and '.join(result['files'])}, on average {mean[0]:.0f} tokens of prompt, {mean[1]:.0f} chosen, "
+        f"{mean[2]:.0f} rejected. {result['machine']['cores']} cores of {result['machine']['processor']}, float32; "
+        f"large matrix products run at {rate / 1e9:.0f} GFLOP/s."
+    )
+    failures = {run["contender"]: run["failure"] for run in result["runs"] if "failure" in run}
+    notes += "".join(f" {name} failed: {why}." for name, why in failures.items())
+    notes += "".join(f" {what}." for what in result["disagreements"])
+    return f"{table(columns, rows)}\n\n{notes}"
+
+
+def switches_table(result: Result) -> str:
+    """One row a switch: what turning it off costs."""
+    runs = {run["contender"]: run for run in result["runs"] if "failure" not in run}
+    on = runs[result["all_on"]]
+    rows = []
+    for name, off in runs.items():
+        if name == result["all_on"]:
+            continue
+        steady = steady_updates([on, off])
+        if not steady:
+            raise ValueError(f"switches: every update without {name} warmed something up; make more updates.")
+        with_it, without = (median(run["updates"][number]["seconds"] for number in steady) for run in (on, off))
+        rows.append(
+            [
+                name,
+                f"{with_it:.1f}",
+                f"{without:.1f}",
+                f"{without / with_it:.2f}",
+                f"{on['peak_memory'] / 1e9:.2f}",
+                f"{off['peak_memory'] / 1e9:.2f}",
+                f"{off['peak_memory'] / on['peak_memory']:.2f}",
+            ]
+        )
+    columns = ["switch", "s an update with it", "without", "gain", "peak memory with it, GB", "without", "gain"]
+    return table(columns, rows)
+
+
+def vocabulary_table(result: Result) -> str:
+    """One row a way to score tokens: forward and backward pass of the head alone."""
+    ours = result["ways"][0]
+    rows = [
+        [
+            way["name"],
+            f"{way['tokens']:,}",
+            spread(way["seconds"], 2),
+            f"{median(way['seconds']) / median(ours['seconds']):.2f}",
+            f"{way['temporary_bytes'] / 1e6:,.0f}",
+        ]
+        for way in result["ways"]
+    ]
+    return table(["scored", "tokens", "s", "time, first row = 1", "temporary memory, MB"], rows)
+
+
+def scaling_table(result: Result) -> str:
+    """The ends of every sweep: measured beside predicted."""
+    rate = matmul_rate(result["matmul"])
+    rows = []
+    for sweep, points in result["sweeps"].items():
+        for point in (points[0], points[-1]):
+            seconds, due = median(point["seconds"]), point["flops"] / rate
+            rows.append(
+                [
+                    sweep.replace("_", " "),
+                    f"{point[sweep]:g}",
+                    f"{seconds:.2f}",
+                    f"{due:.2f}",
+                    f"{due / seconds:.0%}",
+                    f"{point['measured_bytes'] / 1e9:.2f}",
+                    f"{point['bytes'] / 1e9:.2f}",
+                ]
+            )
+    columns = ["swept", "value", "s an update", "arithmetic at the matmul rate, s", "share", "memory, GB", "predicted"]
+    return table(columns, rows)
+
+
+# Start of a result file's name -> its table.
+TABLES: dict[str, Callable[[Result], str]] = {
+    "headline": headline_table,
+    "switches": switches_table,
+    "vocabulary": vocabulary_table,
+    "scaling": scaling_table,
+}
