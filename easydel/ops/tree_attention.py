@@ -58,7 +58,27 @@ def tree_attention(
 
     Returns:
       The attended values in q's dtype; soft-max is in float32.
+
+    The device has a say in how it is computed (`easydel.ops.tree_attention_form`), not in what.
     """
+    # Here, because the forms read the mask above.
+    from easydel.ops.tree_attention_form import device_form, over_mesh
+
+    form = device_form(q)
+    attend = tree_attention_xla if form is None else over_mesh(form)
+    return attend(q, k, v, segment_ids, branch_ids, position_ids, window)
+
+
+def tree_attention_xla(
+    q: Float[Array, "rows length heads head_dim"],
+    k: Float[Array, "rows length kv_heads head_dim"],
+    v: Float[Array, "rows length kv_heads head_dim"],
+    segment_ids: Int[Array, "rows length"],
+    branch_ids: Int[Array, "rows length"],
+    position_ids: Int[Array, "rows length"],
+    window: int | Int[Array, ""] | None = None,
+) -> Float[Array, "rows length heads head_dim"]:
+    """`tree_attention` in XLA's own operations: on CPU, and the one the others are tested against."""
     heads, kv_heads = q.shape[2], k.shape[2]
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
