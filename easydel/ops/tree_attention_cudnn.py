@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from easydel.ops.tree_attention import tree_mask
+from easydel.ops.tree_mask import tree_mask
 
 DTYPES = (jnp.bfloat16, jnp.float16)
 LARGEST_HEAD = 128

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from easydel.ops.tree_attention import tree_mask
+from easydel.ops.tree_mask import tree_mask
 
 LANES = 128
 GROUP_QUERIES = 2048

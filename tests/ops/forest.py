@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from easydel.ops.tree_attention import tree_attention
+from easydel.ops.tree_attention_xla import tree_attention_xla
 
 
 def forest(rows: int, length: int, longest: int = 60, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -53,6 +53,6 @@ def with_gradients(form: Callable[..., Array], *, jit: bool = True) -> Callable[
 
 def assert_agrees_with_xla(form: Callable[..., Array], arrays: tuple[Array, ...], *rest, tolerance: float = 1e-5):
     """Outputs and gradients of a form equal those of the XLA form, entry by entry."""
-    found, expected = (with_gradients(f)(*arrays, *rest) for f in (form, tree_attention))
+    found, expected = (with_gradients(f)(*arrays, *rest) for f in (form, tree_attention_xla))
     for name, x, y in zip(("out", "q", "k", "v"), found, expected):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance, err_msg=name)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from easydel.infra.mesh import create_mesh
-from easydel.ops.tree_attention import tree_attention
 from easydel.ops.tree_attention_form import over_mesh
 from easydel.ops.tree_attention_tpu import tree_attention_tpu
+from easydel.ops.tree_attention_xla import tree_attention_xla
 from tests.ops.forest import forest, values, with_gradients
 
 # Mesh, rows, query heads, key heads.
@@ -26,7 +26,7 @@ def main() -> None:
     interpreted = partial(tree_attention_tpu, interpret=True)
     for name, (dims, rows, heads, kv_heads) in CASES.items():
         arrays, ids = values(rows, 100, heads, kv_heads, 8), forest(rows, 100, 30)
-        expected = with_gradients(tree_attention)(*arrays, *ids, 9)
+        expected = with_gradients(tree_attention_xla)(*arrays, *ids, 9)
         with jax.set_mesh(create_mesh(dims)):
             found = with_gradients(over_mesh(interpreted))(*arrays, *ids, jnp.int32(9))
         differences[name] = max(float(abs(jax.device_get(x) - y).max()) for x, y in zip(found, expected))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easydel.ops.tree_attention import tree_attention, tree_mask
+from easydel.ops.tree_attention import tree_attention
+from easydel.ops.tree_mask import tree_mask
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 # Two trees in one row, then padding: (segment, branch, tokens).

@@ -79,9 +79,7 @@ def test_the_peak_does_not_grow_with_sequence_times_vocabulary():
 
 def test_the_peak_does_not_grow_with_the_batch():
     """What goes through the model at once is `micro_batch_tokens`, however many pairs an update has."""
-    few, many = (
-        temporary(trainer_of(pairs, 16, reference_free=True, micro_batch_tokens=128)) for pairs in (16, 128)
-    )
+    few, many = (temporary(trainer_of(pairs, 16, reference_free=True, micro_batch_tokens=128)) for pairs in (16, 128))
     assert many < 1.2 * few
 
 

@@ -1,0 +1,34 @@
+"""The switches of an update, each turned by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How one update is made; the defaults are what the others are compared with.
+
+    Attributes:
+      own_attention: the attention made for the device, else XLA's.
+      share_prompt, packing: as in `DPOConfig`.
+      checkpointing: layers are rebuilt in the backward pass.
+      known_reference: the reference's log-probs are at hand, as from the cache, and its weights are not kept.
+    """
+
+    own_attention: bool = True
+    share_prompt: bool = True
+    packing: bool = True
+    checkpointing: bool = True
+    known_reference: bool = False
+
+
+VARIANTS = {
+    "as compared": Variant(),
+    "attention by XLA": Variant(own_attention=False),
+    "prompts not shared": Variant(share_prompt=False),
+    "one pair a row": Variant(packing=False),
+    "one sequence pair a row, prompts not shared": Variant(share_prompt=False, packing=False),
+    "activations kept": Variant(checkpointing=False),
+    "reference known": Variant(known_reference=True),
+}
