@@ -29,10 +29,11 @@ from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
 from easydel.ops.tree_attention_xla import tree_attention_xla
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_pairs
+from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 
 LEARNING_RATE = 1e-5
+PART_TOKENS = 8192  # what the trainer takes on an accelerator
 TRACED_UPDATES = 2
 
 
@@ -65,7 +66,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     """Time, memory, losses and, if asked for, kernel shares of updates on one batch."""
     shape = SHAPES[shape_name]
     pairs = made_pairs(shape, pair_count)
-    layout = PackingLayout(padding_value=0, packing=variant.packing, share_prompt=variant.share_prompt)
+    layout = PackingLayout(0, packing=variant.packing, share_prompt=variant.share_prompt, part_tokens=PART_TOKENS)
     packed = pack(pairs, layout)
     del packed["pair_keys"]
     mesh = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
@@ -80,7 +81,9 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
         del model
 
         started = time.perf_counter()
-        score = jax.jit(lambda model, batch: score_pairs(model, batch, ScoringOptions())).lower(reference, batch)
+        score = jax.jit(
+            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), layout.count_parts)
+        ).lower(reference, batch)
         score = score.compile()
         logps = score(reference, batch)
         known = {"ref_chosen_logps": logps.chosen, "ref_rejected_logps": logps.rejected}
@@ -90,7 +93,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
             training_step,
             objective=objective(),
             scoring=ScoringOptions(),
-            micro_batches=1,
+            count_parts=layout.count_parts,
             remat=variant.checkpointing,
         )
         step = jax.jit(step, donate_argnums=0).lower(state, batch | known).compile()

@@ -17,9 +17,9 @@ from easydel.infra.generation import KeyValueCache
 from easydel.infra.linear import Linear
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
 from easydel.infra.quantized_weight import QuantizedWeight
+from easydel.ops.attention_residuals import RESIDUALS
 from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.tree_attention import tree_attention
-from easydel.ops.tree_attention_xla import RESIDUALS
 
 T = TypeVar("T")
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from easydel.ops.attention_residuals import name_residuals
 from easydel.ops.tree_attention_kernels import forward_step, key_value_gradient_step, query_gradient_step
 from easydel.ops.tree_blocks import LANES, Blocks, TreeIds, blocks_to_fetch, choose_blocks, seen_blocks, token_codes
 
@@ -97,6 +98,7 @@ def _forward(q, k, v, ids, blocks, interpret):
         blocks=blocks,
         interpret=interpret,
     )
+    out, log_normalizer = name_residuals(out, log_normalizer)
     return out, (q, k, v, ids, out, log_normalizer)
 
 

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from easydel.ops.attention_residuals import name_residuals
 
 # Queries and keys of a tile. Its scores for all heads stay in a core's cache, and few of them are masked out.
 BLOCK = 64
 BRANCHES = 4  # a power of two above the largest branch id
-# What the backward pass needs of the forward one; a policy of `jax.checkpoint` that saves it saves the forward pass.
-RESIDUALS = "tree_attention"
 # Not -inf: a query that has met no visible key yet must give numbers, not NaN.
 MASKED = -1e30
 
@@ -147,7 +146,7 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
         return out / total[..., None], largest + jnp.log(total)
 
     out, normalizer = jax.lax.map(one_block, jnp.arange(q.shape[0]))
-    out, normalizer = (checkpoint_name(x, RESIDUALS) for x in (out, normalizer))
+    out, normalizer = name_residuals(out, normalizer)
     return out, (q, k, v, ids, tiles, out, normalizer)
 
 
