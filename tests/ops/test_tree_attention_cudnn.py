@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from easydel.ops.tree_attention_cudnn import cudnn_takes, tree_attention_cudnn
-from easydel.ops.tree_attention_xla import tree_attention_xla, tree_mask
+from easydel.ops.tree_attention_xla import tree_attention_xla
+from easydel.ops.tree_mask import tree_mask
 from tests.ops.forest import forest, values, with_gradients
 
 WINDOWS = pytest.mark.parametrize("window", [(), (20,), (jnp.int32(20),)], ids=["none", "number", "array"])

@@ -18,6 +18,7 @@ from easydel.ops import tree_attention_form
 from easydel.ops.tree_attention_cudnn import tree_attention_cudnn
 from easydel.ops.tree_attention_form import device_form
 from easydel.ops.tree_attention_tpu import tree_attention_tpu
+from easydel.ops.tree_attention_xla import tree_attention_xla
 
 
 def form_on(platform: str, dtype, head_dim: int = 64):
@@ -28,15 +29,15 @@ def form_on(platform: str, dtype, head_dim: int = 64):
 
 def test_the_mesh_in_use_says_which_form_runs(monkeypatch):
     monkeypatch.setattr(tree_attention_form, "_has_flash_kernels", lambda: True)
-    assert form_on("cpu", jnp.bfloat16) is None
+    assert form_on("cpu", jnp.bfloat16) is tree_attention_xla
     assert form_on("tpu", jnp.bfloat16) is form_on("tpu", jnp.float32) is tree_attention_tpu
     assert form_on("gpu", jnp.bfloat16) is tree_attention_cudnn
-    assert form_on("gpu", jnp.float32) is form_on("gpu", jnp.bfloat16, head_dim=256) is None
+    assert form_on("gpu", jnp.float32) is form_on("gpu", jnp.bfloat16, head_dim=256) is tree_attention_xla
 
 
 def test_a_gpu_without_flash_kernels_is_left_to_xla(monkeypatch):
     monkeypatch.setattr(tree_attention_form, "_has_flash_kernels", lambda: False)
-    assert form_on("gpu", jnp.bfloat16) is None
+    assert form_on("gpu", jnp.bfloat16) is tree_attention_xla
 
 
 def test_without_a_mesh_several_devices_are_left_to_xla(monkeypatch):
@@ -45,7 +46,7 @@ def test_without_a_mesh_several_devices_are_left_to_xla(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert device_form(q) is tree_attention_tpu
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert device_form(q) is None
+    assert device_form(q) is tree_attention_xla
 
 
 def test_rows_and_heads_are_split_over_axes_that_the_mesh_has():
