@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
@@ -93,6 +95,8 @@ class Trainer(TrainerHooks):
             )
         self.total_steps = self._plan_steps()
         self._schedule = make_schedule(arguments, self.total_steps)
+        # Worked out before there are updates: behind one, the device would let the log wait until it is done.
+        self._learning_rates = np.asarray(jax.vmap(self._schedule)(jnp.arange(self.total_steps)))
         self._callbacks = [*callbacks, *stopping_callbacks(arguments)]
         self._record = RunRecord(arguments)
         self._signals = StopSignals()
@@ -457,7 +461,7 @@ class Trainer(TrainerHooks):
         means, seconds = window.means() | self.dataloaders.train.counters(), window.seconds
         tokens = window.total(lambda statistics: statistics.tokens)
         line = {f"train/{name}": value for name, value in means.items()} | {
-            "train/learning_rate": float(self._schedule(window.last_step - 1)),
+            "train/learning_rate": float(self._learning_rates[window.last_step - 1]),
             "train/num_tokens": tokens,
             "train/tokens_per_second": tokens / seconds,
             "train/pairs_per_second": window.total(lambda statistics: statistics.examples) / seconds,
