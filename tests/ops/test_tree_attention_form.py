@@ -69,6 +69,8 @@ def differences() -> dict[str, float]:
     return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize("case", ["rows", "rows and heads", "more devices than key heads", "nothing divides"])
+@pytest.mark.parametrize(
+    "case", ["rows", "rows and heads", "more devices than key heads", "nothing divides", "a model"]
+)
 def test_eight_devices_give_outputs_and_gradients_of_one(differences, case):
     assert differences[case] < 1e-5
