@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from benchmarks.suite import machine
-from benchmarks.suite.measurement import was_held_up
+from benchmarks.suite.measurement import Stopwatch, was_held_up
 from easydel.ops.linear_log_probs import linear_log_probs
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,16 +46,16 @@ def measure(name: str, scores: Scores, tokens: int, repeats: int) -> dict[str, A
     targets = jax.random.randint(keys[2], (tokens,), 0, VOCABULARY)
     step = jax.jit(jax.grad(lambda h, w: jnp.sum(scores(h, w, targets)), argnums=(0, 1)))
     compiled = step.lower(hidden, weight).compile()
-    seconds, processor_seconds = [], []
+    laps = []
     for _ in range(repeats + 1):
-        started, started_processor = time.perf_counter(), time.process_time()
+        stopwatch = Stopwatch()
         jax.block_until_ready(compiled(hidden, weight))
-        seconds.append(time.perf_counter() - started)
-        processor_seconds.append(time.process_time() - started_processor)
-    if any(map(was_held_up, seconds, processor_seconds)):
+        laps.append(stopwatch.lap())
+    if any(map(was_held_up, laps[1:])):
         raise SystemExit(f"{name}: held up by other work; measure again on a machine that does nothing else.")
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    return {"name": name, "tokens": tokens, "seconds": seconds[1:], "temporary_bytes": temporary}
+    seconds = [lap["seconds"] for lap in laps[1:]]
+    return {"name": name, "tokens": tokens, "seconds": seconds, "temporary_bytes": temporary}
 
 
 def main() -> None:

@@ -44,11 +44,12 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
 
 
 def hold_ups(result: Mapping[str, Any]) -> list[str]:
-    """The updates of a result that were paused or starved, so that their seconds are not theirs."""
+    """The updates of a result that were paused or disturbed, so that their seconds are not theirs."""
     return [
-        f"{run['contender']}: update {number + 1} took {update['seconds']:.1f} s but had the processor for only "
-        f"{update['processor_seconds']:.1f} s; measure again on a machine that does nothing else"
+        f"{run['contender']}: update {number + 1} took {update['seconds']:.1f} s, in which it had the processor for "
+        f"{update['processor_seconds']:.1f} s and others had it for {update['processor_seconds_of_others']:.1f} s; "
+        "measure again on a machine that does nothing else"
         for run in result["runs"]
         for number, update in enumerate(run.get("updates", []))
-        if was_held_up(update["seconds"], update["processor_seconds"])
+        if was_held_up(update)
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import time
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.suite.arithmetic import update_bytes, update_flops
-from benchmarks.suite.measurement import forget_peak_memory, held_memory, peak_memory
+from benchmarks.suite.measurement import Stopwatch, forget_peak_memory, held_memory, peak_memory, was_held_up
 from benchmarks.suite.rows import made_row
 from easydel import DPOConfig, DPOTrainer
 from easydel.infra.base_config import EasyDeLBaseConfig
@@ -77,17 +76,16 @@ def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updat
         state = trainer.state
         compiled = jax.jit(trainer.make_steps()[0], donate_argnums=0).lower(state, on_device).compile()
         memory = compiled.memory_analysis()
-        seconds, processor_seconds = [], []
+        laps = []
         held = held_memory()
         forget_peak_memory()
         for _ in range(updates + 1):
-            started, started_processor = time.perf_counter(), time.process_time()
+            stopwatch = Stopwatch()
             state, _ = jax.block_until_ready(compiled(state, on_device))
-            seconds.append(time.perf_counter() - started)
-            processor_seconds.append(time.process_time() - started_processor)
+            laps.append(stopwatch.lap())
     return {
-        "seconds": seconds[1:],
-        "processor_seconds": processor_seconds[1:],
+        "seconds": [lap["seconds"] for lap in laps[1:]],
+        "was_held_up": any(map(was_held_up, laps[1:])),
         "compiled_bytes": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,32 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def was_held_up(seconds: float, processor_seconds: float) -> bool:
-    """Whether training had less than half of one core: it was paused, or starved by other work."""
-    return processor_seconds < 0.5 * seconds
+class Stopwatch:
+    """Seconds, and what this process and all others had of the processor meanwhile."""
+
+    def __init__(self) -> None:
+        self._started = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        # user, nice, system, idle, waiting for a disk, interrupts (two kinds), taken by the host
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), time.process_time(), busy
+
+    def lap(self) -> dict[str, float]:
+        """Numbers since the last lap, or since this was made."""
+        started, self._started = self._started, self._now()
+        seconds, own, busy = (now - then for now, then in zip(self._started, started))
+        return {"seconds": seconds, "processor_seconds": own, "processor_seconds_of_others": busy - own}
+
+
+def was_held_up(lap: Mapping[str, float]) -> bool:
+    """Whether a lap was paused, with less than half of one core, or others had more than a fifth of one."""
+    starved = lap["processor_seconds"] < 0.5 * lap["seconds"]
+    # Ticks are 10 ms, so a short lap tells little.
+    disturbed = lap["processor_seconds_of_others"] > 0.1 + 0.2 * lap["seconds"]
+    return starved or disturbed
 
 
 def forget_peak_memory() -> None:
@@ -64,7 +88,7 @@ class Measurement:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.updates: list[dict[str, float]] = []
-        self._last = self._last_processor = 0.0
+        self._stopwatch = Stopwatch()
         # Where memory runs out, this process goes and not another one.
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -74,14 +98,11 @@ class Measurement:
 
     def begin_updates(self) -> None:
         """The first update starts now."""
-        self._last, self._last_processor = time.perf_counter(), time.process_time()
+        self._stopwatch.lap()
 
     def end_update(self, **numbers: float) -> None:
         """An update has ended, on the device as well."""
-        now, processor = time.perf_counter(), time.process_time()
-        times = {"seconds": now - self._last, "processor_seconds": processor - self._last_processor}
-        self.updates.append(times | numbers)
-        self._last, self._last_processor = now, processor
+        self.updates.append(self._stopwatch.lap() | numbers)
         if len(self.updates) == 1:
             self.mark("first update done")
 

@@ -62,7 +62,7 @@ def main() -> None:
     model.get_input_embeddings().padding_idx = None
     measurement.mark("model loaded")
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
-    options = {"per_device_train_batch_size": 8} | arguments.options
+    options = {"per_device_train_batch_size": min(8, arguments.pairs)} | arguments.options
     with tempfile.TemporaryDirectory() as scratch:
         trainer = MeasuredTrainer(
             model=model,
