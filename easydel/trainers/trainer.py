@@ -304,8 +304,8 @@ class Trainer(TrainerHooks):
     def _run(self, log: TrainingLog) -> None:
         arguments, place = self.arguments, self._record.place
         with log.pause():
-            # Now, where it may have to be measured: beside an update it would come out too low.
-            self._peak_flops = peak_flops(self.mesh)
+            # Now, where it may have to be measured, which happens once: beside an update it would come out too low.
+            peak_flops(self.mesh)
         self._evaluate_if_due(log)
         for batch, device_batch, position in () if self._is_over() else self._training_batches():
             metrics, is_nonfinite = self._update(batch, device_batch, position)
@@ -465,7 +465,7 @@ class Trainer(TrainerHooks):
             "train/num_tokens": tokens,
             "train/tokens_per_second": tokens / seconds,
             "train/pairs_per_second": window.total(lambda statistics: statistics.examples) / seconds,
-            "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / self._peak_flops,
+            "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / peak_flops(self.mesh),
         }
         if self.dataloaders.steps_per_epoch is not None:
             epoch = window.last_step / self.dataloaders.steps_per_epoch
