@@ -39,14 +39,15 @@ class PackingLayout:
     part_tokens: int | None = 2048
 
     def count_parts(self, rows: int, length: int) -> int:
-        """Parts of a batch of so many rows: as few as the limits allow. Part i holds the rows i, i + parts, ….
+        """Parts of a batch of so many rows. Part i holds the rows i, i + parts, …; those at the end may be empty.
 
-        Parts at the end may be empty; they cost nothing.
+        A packed row is a part's share of a device, since rows in use are full; of other rows a part has as many as the
+        limits allow.
         """
         if self.part_tokens is None:
             return self.parts
         of_device = rows // self.row_multiple
-        most = min(max(1, self.part_tokens // length), of_device // self.parts)
+        most = 1 if self.packing else min(max(1, self.part_tokens // length), of_device // self.parts)
         return of_device // next(at_once for at_once in range(most, 0, -1) if of_device % at_once == 0)
 
     def places_in_use(self, batch: Batch) -> int:

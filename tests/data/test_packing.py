@@ -115,6 +115,26 @@ def test_real_lengths_give_few_shapes_and_little_padding():
     assert 1 - used / area < 0.1
 
 
+def test_few_tokens_are_one_row_in_one_part_whatever_the_rows_there_could_be():
+    layout = PackingLayout(0)
+    pairs = [random_pair(np.random.default_rng(0), index) for index in range(8)]
+    batch = pack(pairs, layout)
+    rows, length = batch["input_ids"].shape
+    assert layout.count_parts(rows, length) == rows == len(pairs)
+    assert batch["pair_mask"].any(axis=1).tolist() == [True] + [False] * 7
+    assert layout.places_in_use(batch) == length < 2 * np.count_nonzero(batch["segment_ids"])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_rows_of_one_pair_go_through_as_many_at_once_as_a_part_holds(parts):
+    layout = PackingLayout(0, packing=False, row_multiple=2, parts=parts, part_tokens=256)
+    pairs = [random_pair(np.random.default_rng(index), index) for index in range(16)]
+    rows, length = pack(pairs, layout)["input_ids"].shape
+    count = layout.count_parts(rows, length)
+    assert count >= parts and rows % (2 * count) == 0
+    assert rows // 2 // count * length <= max(256, length)
+
+
 def test_half_given_reference_log_probs_are_an_error():
     pairs = [random_pair(np.random.default_rng(0), index) for index in range(2)]
     pairs[0] = dataclasses.replace(pairs[0], ref_chosen_logps=-1.0, ref_rejected_logps=-2.0)

@@ -420,7 +420,7 @@ class DPOTrainer(Trainer):
         arguments = self.arguments
         return PackingLayout(
             padding_value=self.padding_value,
-            packing=arguments.packing,
+            packing=arguments.packing and self.data_collator is None,
             share_prompt=arguments.share_prompt,
             row_multiple=data_parallel_size(self.mesh),
             parts=arguments.gradient_accumulation_steps,
