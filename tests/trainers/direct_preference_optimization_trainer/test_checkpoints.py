@@ -77,7 +77,7 @@ def equal(a, b) -> bool:
 @pytest.mark.parametrize(
     "options",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         pytest.param(("log_steps=3",), marks=pytest.mark.slow),
         ("sync_ref_model=true", "ref_model_sync_steps=3", "evaluation_steps=2"),
         ("lora_rank=2", "lora_dropout=0.1"),

@@ -299,7 +299,7 @@ def test_schedules(make, options, expected):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("lion", marks=pytest.mark.slow), "adafactor"])
 def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices_decay(make, tiny_model, optimizer):
     still = make(optimizer=optimizer, learning_rate=1e-12, weight_decay=1.0, max_training_steps=2)
     still.train()
@@ -316,7 +316,7 @@ def test_weights_stand_still_as_the_learning_rate_goes_to_zero_and_only_matrices
     np.testing.assert_array_equal(decayed.norm.weight, plain.norm.weight)
 
 
-@pytest.mark.parametrize("log_steps", [1, 4])
+@pytest.mark.parametrize("log_steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_evaluation_takes_nothing_from_the_training_speed(make, rows, monkeypatch, log_steps):
     trainer = make(eval_dataset=Dataset.from_list(rows), evaluation_steps=2, num_train_epochs=4, log_steps=log_steps)
     measure = trainer.measure

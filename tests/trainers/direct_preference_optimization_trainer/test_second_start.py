@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("options", [(), ("lora_rank=2",)], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("lora_rank=2",), marks=pytest.mark.slow)], ids=["all weights", "adapters"]
+)
 def test_a_second_start_of_the_same_run_compiles_nothing(tmp_path, options):
     command = [sys.executable, "-m", f"{__package__}.second_start", str(tmp_path / "runs"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
