@@ -20,7 +20,7 @@ from easydel import DPOConfig, DPOTrainer, LlamaForCausalLM, TrainerCallback
 from easydel.infra.base_config import EasyDeLBaseConfig
 
 VOCABULARY = 512
-WARM_UP = 20  # updates that compile, fill the cache of the reference, or find the caches of the processor cold
+WARM_UP = 20  # updates that compile, or find the caches of the processor cold
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -80,13 +80,13 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = folder
         config = DPOConfig(
             total_batch_size=arguments.pairs,
-            num_train_epochs=arguments.updates + WARM_UP,
+            precompute_ref_log_probs=True,
             log_steps=arguments.log_steps,
             save_directory=folder,
             progress_bar=True,
         )
         clock = Clock()
-        rows = rows_of(arguments.pairs)
+        rows = rows_of(arguments.pairs * (arguments.updates + WARM_UP))
         trainer = DPOTrainer(config, tiny_model(), None, tokenizer(), rows, callbacks=[clock])
         seen: dict[str, dict] = {}
         prepare = trainer.prepare_batch

@@ -123,6 +123,11 @@ def _product(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
 
 
+def _sums(weights: Float[Array, "heads queries block"]) -> Float[Array, "heads queries"]:
+    # As a product, which on CPU takes a third of the time of a reduction.
+    return jnp.einsum("hqk,k->hq", weights, jnp.ones(BLOCK), precision=jax.lax.Precision.HIGHEST)
+
+
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> Float[Array, "blocks kv_heads group_block size"]:
     return _forward(q, k, v, ids, tiles)[0]
@@ -138,7 +143,7 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
             weights = jnp.exp(scores - larger[..., None])
             shrink = jnp.exp(largest - larger)
             out = out * shrink[..., None] + _product("hqk,hkd->hqd", weights.astype(v.dtype), v[keys])
-            return larger, total * shrink + weights.sum(-1), out
+            return larger, total * shrink + _sums(weights), out
 
         zeros = jnp.zeros(q.shape[1:], jnp.float32)
         start = jnp.full(q.shape[1:3], MASKED), jnp.zeros(q.shape[1:3]), zeros
