@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -25,11 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks.accelerator.attention_check import relative_errors
-from benchmarks.accelerator.measure_update import LEARNING_RATE
-from benchmarks.accelerator.shapes import SHAPES, made_pairs
+from benchmarks.accelerator.shapes import LEARNING_RATE, SHAPES, made_pairs
 from benchmarks.accelerator.variants import VARIANTS
 from easydel.infra.device import data_sheet_flops
 
@@ -42,19 +39,36 @@ FIRST_LOSS_TOLERANCE = 0.01
 LOSS_TOLERANCE = 0.05
 
 
-def measure(shape: str, variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One variant's numbers, or ``{"error": last line}``."""
-    words = [sys.executable, "-m", "benchmarks.accelerator.measure_update", "--shape", shape, "--variant", variant]
-    words += ["--pairs", str(arguments.pairs), "--updates", str(arguments.updates)]
-    words += ["--trace"] if variant == "as compared" else []
-    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+class OutOfMemory(Exception):
+    """A process asked for more than the device has."""
+
+
+def run(module: str, *words: str) -> Any:
+    """What a process of its own prints as its last line; this one leaves the device alone, and so its memory."""
+    process = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.accelerator.{module}", *words],
+        cwd=ROOT,
+        # JAX would leave a quarter of a GPU's memory unused.
+        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"} | os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
-    lines = process.stderr.strip().splitlines()
-    exhausted = next((line for line in reversed(lines) if "RESOURCE_EXHAUSTED" in line), None)
-    if exhausted is None:
-        raise SystemExit(f"{shape}, {variant} failed:\n{process.stderr}")
-    return {"error": f"out of memory: {exhausted[:200]}"}
+    if "RESOURCE_EXHAUSTED" in process.stderr:
+        raise OutOfMemory(next(line for line in process.stderr.splitlines() if "RESOURCE_EXHAUSTED" in line)[:200])
+    raise SystemExit(f"{module} {' '.join(words)} failed:\n{process.stderr}")
+
+
+def measure(shape: str, variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One variant's numbers, or ``{"error": why there are none}``."""
+    words = ["--shape", shape, "--variant", variant, "--pairs", str(arguments.pairs)]
+    words += ["--updates", str(arguments.updates), *(["--trace"] if variant == "as compared" else [])]
+    try:
+        return run("measure_update", *words)
+    except OutOfMemory as error:
+        return {"error": f"out of memory: {error}"}
 
 
 def measure_trl(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def measure_trl(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def check_attention(shape: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Errors of both forms, and what is wrong with them."""
-    rows, problems = relative_errors(SHAPES[shape]), []
+    rows, problems = run("attention_check", "--shape", shape), []
     print(f"\nattention, {shape}: relative error against float32\n\n| window | form | out | dq | dk | dv |")
     print("|---|---|---|---|---|---|")
     for row in rows:
@@ -175,20 +189,21 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on any device, to try the command itself")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results", help="folder")
     arguments = parser.parse_args()
-    device = jax.devices()[0]
+    device = run("describe_device")
+    kind = device["device"]
     if arguments.tiny:
         arguments.shapes, arguments.pairs, arguments.updates = ["tiny"], 4, 2
         arguments.peak_tflops = arguments.peak_tflops or 1.0
-    elif device.platform != "gpu":
+    elif device["platform"] != "gpu":
         raise SystemExit(
-            f'JAX sees no GPU here but "{device.device_kind}". Install its CUDA version (pip install -U "jax[cuda13]") '
+            f'JAX sees no GPU here but "{kind}". Install its CUDA version (pip install -U "jax[cuda13]") '
             "on a machine with an NVIDIA GPU, or try the command itself with --tiny."
         )
     if arguments.variants[0] != "as compared":
         arguments.variants.insert(0, "as compared")
-    peak = peak_flops(arguments, device.device_kind)
-    print(f"{device.device_kind}, jax {jax.__version__}, {peak / 1e12:.0f} TFLOP/s, {arguments.pairs} pairs an update")
-    report: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__, "peak_flops": peak, "shapes": {}}
+    peak = peak_flops(arguments, kind)
+    print(f"{kind}, jax {device['jax']}, {peak / 1e12:.0f} TFLOP/s, {arguments.pairs} pairs an update")
+    report: dict[str, Any] = device | {"peak_flops": peak, "shapes": {}}
     problems = []
     for shape in arguments.shapes:
         attention, wrong = check_attention(shape)
@@ -198,7 +213,7 @@ def main() -> None:
         print_table(shape, results, trl, peak)
         report["shapes"][shape] = {"attention": attention, "variants": results, "trl": trl}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"gpu-{re.sub('[^a-z0-9]+', '-', device.device_kind.lower())}.json"
+    path = arguments.output / f"gpu-{re.sub('[^a-z0-9]+', '-', kind.lower())}.json"
     path.write_text(json.dumps(report | {"problems": problems}, indent=1) + "\n")
     print(f"\nwritten to {path}")
     if problems:

@@ -42,14 +42,19 @@ def kernel_times(folder: Path) -> Counter[tuple[str, str]]:
     has_device = any(key[0] == "process_name" and name.startswith("/device:") for key, name in names.items())
     times: Counter[tuple[str, str]] = Counter()
     for event in events:
-        if event.get("ph") != "X" or "hlo_op" not in event.get("args", {}):
+        if event.get("ph") != "X":
             continue
-        process = names.get(("process_name", event["pid"], None), "")
-        thread = names.get(("thread_name", event["pid"], event["tid"]), "")
-        # Beside the streams a GPU's trace repeats the same time by operation, module and step.
-        if has_device and not (process.startswith("/device:") and re.match(r"Stream|XLA Ops", thread)):
-            continue
-        times[event["name"], event["args"]["hlo_op"]] += event["dur"]
+        operation = event.get("args", {}).get("hlo_op", "")
+        if has_device:
+            process = names.get(("process_name", event["pid"], None), "")
+            thread = names.get(("thread_name", event["pid"], event["tid"]), "")
+            # Beside the streams a GPU's trace repeats the same time by operation, module and step.
+            is_kernel = process.startswith("/device:") and re.match(r"Stream|XLA Ops", thread)
+        else:
+            is_kernel = bool(operation)
+        # What is inside a loop has events of its own.
+        if is_kernel and not re.match(r"(while|conditional|call)\b", operation):
+            times[event["name"], operation] += event["dur"]
     return times
 
 

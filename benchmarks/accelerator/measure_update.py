@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks.accelerator.kernel_shares import kernel_shares
-from benchmarks.accelerator.shapes import SHAPES, made_pairs
+from benchmarks.accelerator.shapes import LEARNING_RATE, SHAPES, made_pairs
 from benchmarks.accelerator.variants import VARIANTS, Variant
 from easydel import DPOConfig
 from easydel.data.packing import PackingLayout, pack
@@ -32,7 +32,6 @@ from easydel.trainers.direct_preference_optimization_trainer.objective import Ob
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 
-LEARNING_RATE = 1e-5
 PART_TOKENS = 8192  # what the trainer takes on an accelerator
 TRACED_UPDATES = 2
 

@@ -8,6 +8,7 @@ bfloat16 where there is a GPU (TRL's default), as ours are; the last line printe
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tempfile
@@ -64,6 +65,7 @@ def main() -> None:
         )
         trainer = TrainerOfIds(
             model=model,
+            ref_model=copy.deepcopy(model),  # else TRL loads the reference by a name, which this model has not
             args=arguments,
             train_dataset=Dataset.from_list(pairs),
             processing_class=tokenizer,

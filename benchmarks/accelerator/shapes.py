@@ -9,6 +9,8 @@ import numpy as np
 
 from easydel.data.preference import PreferencePair
 
+LEARNING_RATE = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:

@@ -28,7 +28,7 @@ VARIANTS = {
     "attention by XLA": Variant(own_attention=False),
     "prompts not shared": Variant(share_prompt=False),
     "one pair a row": Variant(packing=False),
-    "one sequence pair a row, prompts not shared": Variant(share_prompt=False, packing=False),
+    "one pair a row, prompts not shared": Variant(share_prompt=False, packing=False),
     "all rebuilt": Variant(checkpointing=True),
     "reference known": Variant(known_reference=True),
 }
