@@ -16,23 +16,29 @@ def layer_weights(config: EasyDeLBaseConfig) -> int:
     return config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
 
 
-def forward_flops(config: EasyDeLBaseConfig, batch: Batch) -> float:
+def flops_by_part(config: EasyDeLBaseConfig, batch: Batch) -> dict[str, float]:
     """Floating-point operations of one forward pass over a batch of trees; padding counts nothing.
 
-    .. math:: 2 W n + 4 L d_a \\textstyle\\sum_i (p_i + 1) + 2 d V m
+    .. math:: 2 W n, \\quad 4 L d_a \\textstyle\\sum_i (p_i + 1), \\quad 2 d V m
 
-    with W `layer_weights`, n tokens, L layers, d_a = heads times head_dim, p_i the position of token i in its own
-    sequence (so that it sees p_i + 1 keys), d the hidden size, V the vocabulary and m the scored tokens.
+    of the layers' weights, attention and the head, with W `layer_weights`, n tokens, L layers, d_a = heads times
+    head_dim, p_i the position of token i in its own sequence (so that it sees p_i + 1 keys), d the hidden size, V the
+    vocabulary and m the scored tokens.
     """
     is_token = batch["segment_ids"] > 0
     tokens, scored = np.count_nonzero(is_token), np.count_nonzero(batch["target_slots"] >= 0)
     keys_seen = float(np.sum(batch["position_ids"][is_token] + 1, dtype=np.int64))
     attention_width = config.num_attention_heads * config.head_dim
-    return (
-        2.0 * layer_weights(config) * tokens
-        + 4.0 * config.num_hidden_layers * attention_width * keys_seen
-        + 2.0 * config.hidden_size * config.vocab_size * scored
-    )
+    return {
+        "products of the layers": 2.0 * layer_weights(config) * tokens,
+        "attention": 4.0 * config.num_hidden_layers * attention_width * keys_seen,
+        "head": 2.0 * config.hidden_size * config.vocab_size * scored,
+    }
+
+
+def forward_flops(config: EasyDeLBaseConfig, batch: Batch) -> float:
+    """The sum of `flops_by_part`."""
+    return sum(flops_by_part(config, batch).values())
 
 
 def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: bool) -> float:
@@ -43,20 +49,23 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
     return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
 
 
-def update_bytes(config: EasyDeLBaseConfig, batch: Batch, chunk_size: int = 512) -> float:
-    """Bytes that an update in float32 cannot do without, when layers are computed again in the backward pass.
+def update_bytes(config: EasyDeLBaseConfig, batch: Batch, part_tokens: int = 2048, chunk_size: int = 512) -> float:
+    """Bytes that an update in float32 cannot do without, when the layers' products are kept for the backward pass.
 
-    .. math:: 16 P + 4 n d (L + 1) + 4 n (6 d_a + 4 f) + 8 c V
+    .. math:: 4 P (4 + [m > 1]) + 4 n L (2 d + 2 d_a + 2 d_k + 2 f) + 4 n (6 d_a + 4 f) + 8 c V
 
-    with P parameters (weight, gradient, two moments), n places of the batch, padding among them (what is kept of each
-    layer; then one layer's queries, keys, values and MLP with their gradients, f wide) and the logits of one chunk of c
-    tokens with their gradient.
+    with P parameters (weight, gradient, two moments; a second gradient where there are m > 1 parts to add up), n places
+    of the largest part, padding among them, what is kept of each of L layers (its input, queries, keys and values,
+    attention's result, the MLP's two products and the sum between, f wide), then one layer's values with their
+    gradients, and the logits of one chunk of c tokens with their gradient.
     """
-    hidden, places = config.hidden_size, batch["input_ids"].size
+    hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
+    places = max(length, min(rows * length, part_tokens))
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     norms = hidden * (2 * config.num_hidden_layers + 1)
     parameters = layer_weights(config) + embeddings + norms
-    kept = 4.0 * places * hidden * (config.num_hidden_layers + 1)
-    attention_width = config.num_attention_heads * config.head_dim
-    one_layer = 4.0 * places * (6 * attention_width + 4 * config.intermediate_size)
-    return 16.0 * parameters + kept + one_layer + 8.0 * chunk_size * config.vocab_size
+    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    kept = 2 * (hidden + queries + keys + config.intermediate_size)
+    one_layer = 6 * queries + 4 * config.intermediate_size
+    states = 4.0 * parameters * (4 + (np.count_nonzero(batch["segment_ids"]) > places))
+    return states + 4.0 * places * (config.num_hidden_layers * kept + one_layer) + 8.0 * chunk_size * config.vocab_size

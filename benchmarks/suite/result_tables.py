@@ -10,6 +10,8 @@ from benchmarks.suite.matmul import matmul_rate
 from benchmarks.suite.summary import Run, Summary, ratios, spread, steady_updates, summarise
 
 Result = Mapping[str, Any]
+# AdamW reads weight, gradient and two moments of each parameter and writes all but the gradient, in float32.
+OPTIMISER_BYTES = 28
 BASELINES = ("TRL", "TRL, reference precomputed", "EasyDeL 0.3.0, 2 pairs an update")
 
 
@@ -87,6 +89,24 @@ def headline_table(result: Result) -> str:
     return f"{table(columns, rows)}\n\n{notes}"
 
 
+def headline_summary(result: Result) -> str:
+    """Speed and memory beside the peer that does the same work."""
+    summaries = headline_summaries(result)
+    pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
+    rows = []
+    for name, one in summaries.items():
+        peers = [base for base in BASELINES if base in summaries and pairs[base] == pairs[name]]
+        cells = [name, spread(one.pairs_per_second, 2), f"{median(one.peak_memory) / 1e9:.1f}"]
+        for base in BASELINES[:2]:
+            known = base in peers
+            cells.append(spread(ratios(one.pairs_per_second, summaries[base].pairs_per_second), 1) if known else "")
+            cells.append(f"{median(ratios(one.peak_memory, summaries[base].peak_memory)):.2f}" if known else "")
+        rows.append(cells)
+    columns = ["trainer", "pairs a second", "peak memory, GB"]
+    columns += [f"{what}, {base} = 1" for base in BASELINES[:2] for what in ("speed", "memory")]
+    return table(columns, rows)
+
+
 def switches_table(result: Result) -> str:
     """One row a switch: what turning it off costs."""
     runs = {run["contender"]: run for run in result["runs"] if "failure" not in run}
@@ -112,6 +132,33 @@ def switches_table(result: Result) -> str:
         )
     columns = ["switch", "s an update with it", "without", "gain", "peak memory with it, GB", "without", "gain"]
     return table(columns, rows)
+
+
+def profile_table(result: Result) -> str:
+    """One row a part of the model: seconds of one update, and the floor that arithmetic or memory sets."""
+    rate = matmul_rate(result["matmul"])
+    seconds = {(one["part"], one["is_backward"]): one["seconds"] for one in result["parts"]}
+    # Two gradients, each as dear as the forward pass.
+    floors = {part: 3 * flops / rate for part, flops in result["forward_flops"].items()}
+    floors["optimiser"] = OPTIMISER_BYTES * result["parameters"] / result["memory_rate"]
+    total = sum(seconds.values())
+    rows = []
+    for part in sorted({part for part, _ in seconds}, key=lambda part: -sum(seconds.get((part, x), 0) for x in (0, 1))):
+        forward, backward = (seconds.get((part, is_backward), 0.0) for is_backward in (False, True))
+        both, floor = forward + backward, floors.get(part)
+        beside = ["", ""] if floor is None else [f"{floor:.1f}", f"{both / floor:.1f}"]
+        rows.append([part, f"{forward:.1f}", f"{backward:.1f}", f"{both / total:.0%}", *beside])
+    useful = 3 * sum(result["forward_flops"].values())
+    update = median(result["update_seconds"])
+    notes = (
+        f"{result['pairs']} pairs of the {result['set']} rows, {result['tokens']:,} tokens; an update took "
+        f"{spread(result['update_seconds'], 1)} s ({useful / update / rate:.0%} of the rate of matrix products, "
+        f"{rate / 1e9:.0f} GFLOP/s), with the trace running {result['traced_seconds']:.1f} s; the reference's pass "
+        f"{result['reference_seconds']:.1f} s; peak memory {result['peak_memory'] / 1e9:.2f} GB; memory is read and "
+        f"written at {result['memory_rate'] / 1e9:.1f} GB/s."
+    )
+    columns = ["part", "forward, s", "backward, s", "share", "floor, s", "times the floor"]
+    return f"{table(columns, rows)}\n\n{notes}"
 
 
 def vocabulary_table(result: Result) -> str:
@@ -152,10 +199,12 @@ def scaling_table(result: Result) -> str:
     return table(columns, rows)
 
 
-# Start of a result file's name -> its table.
+# Start of a result file's name -> its table, and the short form of it.
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline_table,
     "switches": switches_table,
+    "profile": profile_table,
     "vocabulary": vocabulary_table,
     "scaling": scaling_table,
 }
+SUMMARIES: dict[str, Callable[[Result], str]] = {"headline": headline_summary}

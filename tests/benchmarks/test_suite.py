@@ -173,5 +173,5 @@ def test_every_table_of_a_page_is_the_one_its_results_make(page):
 
 
 def test_every_result_is_shown_on_a_page():
-    shown = {place[2] for page in PAGES for place in PLACE.finditer(page.read_text())}
+    shown = {place["name"] for page in PAGES for place in PLACE.finditer(page.read_text())}
     assert {file.stem for file in RESULTS.glob("*.json")} <= shown
