@@ -161,8 +161,8 @@ def profile_table(result: Result) -> str:
     return f"{table(columns, rows)}\n\n{notes}"
 
 
-def vocabulary_table(result: Result) -> str:
-    """One row a way to score tokens: forward and backward pass of the head alone."""
+def ways_table(result: Result) -> str:
+    """One row a way to do the same: forward and backward pass of a part of the model alone; the first is ours."""
     ours = result["ways"][0]
     rows = [
         [
@@ -174,7 +174,7 @@ def vocabulary_table(result: Result) -> str:
         ]
         for way in result["ways"]
     ]
-    return table(["scored", "tokens", "s", "time, first row = 1", "temporary memory, MB"], rows)
+    return table(["way", "tokens", "s", "time, first row = 1", "temporary memory, MB"], rows)
 
 
 def scaling_table(result: Result) -> str:
@@ -204,7 +204,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline_table,
     "switches": switches_table,
     "profile": profile_table,
-    "vocabulary": vocabulary_table,
+    "layers": ways_table,
+    "vocabulary": ways_table,
     "scaling": scaling_table,
 }
 SUMMARIES: dict[str, Callable[[Result], str]] = {"headline": headline_summary}
