@@ -32,6 +32,7 @@ CONTENDERS = (
     Contender("TRL", "trl"),
     Contender("ours, reference precomputed", "ours", PRECOMPUTED, cache="precomputed"),
     Contender("TRL, reference precomputed", "trl", PRECOMPUTED),
+    Contender("ours, products kept", "ours", {"gradient_checkpointing": False}),
     Contender("ours, second run", "ours", PRECOMPUTED, cache="precomputed"),
     Contender("TRL, 4 pairs at a time", "trl", {"per_device_train_batch_size": 4}),
     Contender("ours, 2 pairs an update", "ours", pairs=2),

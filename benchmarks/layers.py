@@ -26,7 +26,7 @@ from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
 from easydel.data import PreferenceTransform
 from easydel.data.packing import PackingLayout, pack
 from easydel.infra.download import smollm2_135m_instruct
-from easydel.modules.decoder import DecoderLayer
+from easydel.modules import decoder
 from easydel.ops import tree_attention_xla
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +35,9 @@ SCAN = jax.lax.scan
 
 def unrolled_over_layers(step: Any, carry: Any, inputs: Any, **options: Any) -> Any:
     """`jax.lax.scan` that has no loop where it goes over the layers of a model."""
-    is_over_layers = any(isinstance(x, DecoderLayer) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
+    is_over_layers = any(
+        isinstance(x, decoder.DecoderLayer) for x in (inputs if isinstance(inputs, tuple) else (inputs,))
+    )
     return SCAN(step, carry, inputs, **options, unroll=True if is_over_layers else 1)
 
 
@@ -46,13 +48,14 @@ def block_of(size: int) -> Iterator[None]:
         yield
 
 
-# Name -> what is changed while the way is compiled, and whether layers are rebuilt from their input.
+# Name -> what is changed while the way is compiled, and whether layers are rebuilt.
 WAYS = {
-    "a loop over layers, products kept, tiles of 64": (contextlib.nullcontext, False),
-    "one activation a layer kept": (contextlib.nullcontext, True),
-    "layers one after the other without a loop": (lambda: mock.patch("jax.lax.scan", unrolled_over_layers), False),
-    "tiles of 32": (functools.partial(block_of, 32), False),
-    "tiles of 128": (functools.partial(block_of, 128), False),
+    "a loop over layers, attention's result kept, tiles of 64": (contextlib.nullcontext, True),
+    "all products kept": (contextlib.nullcontext, False),
+    "attention computed again": (lambda: mock.patch.object(decoder, "KEEP_ATTENTION", None), True),
+    "layers one after the other without a loop": (lambda: mock.patch("jax.lax.scan", unrolled_over_layers), True),
+    "tiles of 32": (functools.partial(block_of, 32), True),
+    "tiles of 128": (functools.partial(block_of, 128), True),
 }
 
 

@@ -19,7 +19,7 @@ class Variant:
     own_attention: bool = True
     share_prompt: bool = True
     packing: bool = True
-    checkpointing: bool = False
+    checkpointing: bool = True
     known_reference: bool = False
 
 
@@ -29,6 +29,6 @@ VARIANTS = {
     "prompts not shared": Variant(share_prompt=False),
     "one pair a row": Variant(packing=False),
     "one pair a row, prompts not shared": Variant(share_prompt=False, packing=False),
-    "all rebuilt": Variant(checkpointing=True),
+    "products kept": Variant(checkpointing=False),
     "reference known": Variant(known_reference=True),
 }

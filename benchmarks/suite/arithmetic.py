@@ -49,23 +49,23 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
     return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
 
 
-def update_bytes(config: EasyDeLBaseConfig, batch: Batch, part_tokens: int = 2048, chunk_size: int = 512) -> float:
-    """Bytes that an update in float32 cannot do without, when the layers' products are kept for the backward pass.
+def update_bytes(config: EasyDeLBaseConfig, batch: Batch, part_tokens: int = 2048, chunk_size: int = 256) -> float:
+    """Bytes that an update in float32 cannot do without, when the layers are rebuilt in the backward pass.
 
-    .. math:: 4 P (4 + [m > 1]) + 4 n L (2 d + 2 d_a + 2 d_k + 2 f) + 4 n (6 d_a + 4 f) + 8 c V
+    .. math:: 4 P (4 + [m > 1]) + 4 n L (d + d_a) + 4 n (6 d_a + 4 f) + 8 c V
 
     with P parameters (weight, gradient, two moments; a second gradient where there are m > 1 parts to add up), n places
-    of the largest part, padding among them, what is kept of each of L layers (its input, queries, keys and values,
-    attention's result, the MLP's two products and the sum between, f wide), then one layer's values with their
-    gradients, and the logits of one chunk of c tokens with their gradient.
+    of the largest part, padding among them, what is kept of each of L layers (its input, d wide, attention's result,
+    d_a), then one layer's values with their gradients, the MLP's f wide, and the logits of one chunk of c tokens with
+    their gradient.
     """
     hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
     places = max(length, min(rows * length, part_tokens))
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     norms = hidden * (2 * config.num_hidden_layers + 1)
     parameters = layer_weights(config) + embeddings + norms
-    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-    kept = 2 * (hidden + queries + keys + config.intermediate_size)
-    one_layer = 6 * queries + 4 * config.intermediate_size
+    attention_width = config.num_attention_heads * config.head_dim
+    kept = hidden + attention_width
+    one_layer = 6 * attention_width + 4 * config.intermediate_size
     states = 4.0 * parameters * (4 + (np.count_nonzero(batch["segment_ids"]) > places))
     return states + 4.0 * places * (config.num_hidden_layers * kept + one_layer) + 8.0 * chunk_size * config.vocab_size

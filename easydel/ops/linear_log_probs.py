@@ -15,7 +15,7 @@ def linear_log_probs(
     weight: Float[Array, "vocab hidden"],
     targets: Int[Array, "rows tokens"],
     count: int | Int[Array, ""] | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = 256,
     soft_cap: float | None = None,
 ) -> Float[Array, "rows tokens"]:
     """Log-probability of one target token a place under ``softmax(hidden @ weight.T)``, in nats, float32.
@@ -122,7 +122,7 @@ def linear_log_collision(
     hidden: Float[Array, "rows tokens hidden"],
     weight: Float[Array, "vocab hidden"],
     count: int | Int[Array, ""] | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = 256,
 ) -> Float[Array, "rows tokens"]:
     """Logarithm of the chance that two draws from ``p = softmax(hidden @ weight.T)`` are the same token, float32.
 

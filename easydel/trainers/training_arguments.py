@@ -72,9 +72,9 @@ class TrainingArguments:
     quantize_base: Literal["int8"] | None = None
     """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
 
-    gradient_checkpointing: bool = False
-    """Keep one activation a layer and rebuild the rest in the backward pass; less memory, a little more time. Without
-    it the matrix products are kept and only what is cheap is rebuilt."""
+    gradient_checkpointing: bool = True
+    """Keep each layer's input and its attention's result, and rebuild the rest in the backward pass. Without it all
+    matrix products are kept: a little less time, several times the activations."""
     max_nonfinite_steps: int = 3
     """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
 
