@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import machine
-from benchmarks.suite.agreement import disagreements, hold_ups
+from benchmarks.suite.agreement import disagreements, failures, hold_ups
 from benchmarks.suite.contenders import Contender, Task, run
 from benchmarks.suite.matmul import matmul_rates
 from benchmarks.suite.model_folder import write_model_folder
@@ -90,7 +90,7 @@ def measure(
                 output.write_text(json.dumps(result, indent=1) + "\n")
                 print(f"{name}, round {number + 1}, {contender.name}: {in_short(measured)}", flush=True)
             result["matmul"].append(matmul_rates())
-        result["disagreements"] = disagreements(result) + hold_ups(result)
+        result["disagreements"] = failures(result) + disagreements(result) + hold_ups(result)
         output.write_text(json.dumps(result, indent=1) + "\n")
     return result
 

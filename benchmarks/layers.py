@@ -52,7 +52,7 @@ def block_of(size: int) -> Iterator[None]:
 WAYS = {
     "a loop over layers, attention's result kept, tiles of 64": (contextlib.nullcontext, True),
     "all products kept": (contextlib.nullcontext, False),
-    "attention computed again": (lambda: mock.patch.object(decoder, "KEEP_ATTENTION", None), True),
+    "attention computed again": (lambda: mock.patch.object(decoder, "keep_attention", None), True),
     "layers one after the other without a loop": (lambda: mock.patch("jax.lax.scan", unrolled_over_layers), True),
     "tiles of 32": (functools.partial(block_of, 32), True),
     "tiles of 128": (functools.partial(block_of, 128), True),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -52,7 +53,10 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
     from easydel.infra.download import smollm2_135m_instruct
     from easydel.infra.mesh import put_batch
 
+    cache = tempfile.TemporaryDirectory(prefix="easydel-profile-")
     folder = smollm2_135m_instruct()
+    # Programs and log-probs that an earlier run has kept would be found in one profile and not in another.
+    os.environ["XDG_CACHE_HOME"] = cache.name
     tokenizer, model = load_tokenizer(folder), AutoEasyDeLModelForCausalLM.from_pretrained(folder)
     rows, _ = choose(
         [arguments.data / file for file in SETS[arguments.set]], arguments.pairs, tokenizer, arguments.max_length

@@ -24,7 +24,7 @@ def own_form(q: jax.Array) -> Form:
     if jax.default_backend() == "cpu":
         return partial(tree_attention_tpu, interpret=True)
     form = device_form(q)
-    if form is None:
+    if form is tree_attention_xla:
         raise SystemExit(f"there is no attention of its own for {jax.devices()[0].device_kind} and {q.dtype}.")
     return form
 

@@ -32,7 +32,6 @@ from easydel.trainers.direct_preference_optimization_trainer.objective import Ob
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 
-PART_TOKENS = 8192  # what the trainer takes on an accelerator
 TRACED_UPDATES = 2
 
 
@@ -65,7 +64,9 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     """Time, memory, losses and, if asked for, kernel shares of updates on one batch."""
     shape = SHAPES[shape_name]
     pairs = made_pairs(shape, pair_count)
-    layout = PackingLayout(0, packing=variant.packing, share_prompt=variant.share_prompt, part_tokens=PART_TOKENS)
+    layout = PackingLayout(
+        0, packing=variant.packing, share_prompt=variant.share_prompt, part_tokens=variant.part_tokens
+    )
     packed = pack(pairs, layout)
     del packed["pair_keys"]
     mesh = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
@@ -122,6 +123,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
                     jax.block_until_ready(metrics)
                 shares = kernel_shares(Path(folder))
 
+    tokens_in_rows = np.count_nonzero(packed["segment_ids"])
     tokens = sum(pair.prompt_ids.size + pair.chosen_ids.size + pair.rejected_ids.size for pair in pairs)
     scored = sum(pair.chosen_ids.size + pair.rejected_ids.size for pair in pairs)
     # What an update cannot do without, whatever the layout: every prompt once, no padding, nothing rebuilt.
@@ -133,8 +135,8 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     return {
         "device": jax.devices()[0].device_kind,
         "variant": dataclasses.asdict(variant),
-        "rows": list(packed["input_ids"].shape),
-        "padding_fraction": float(np.mean(packed["segment_ids"] == 0)),
+        "rows": [layout.places_in_use(packed) // packed["input_ids"].shape[1], packed["input_ids"].shape[1]],
+        "padding_fraction": 1 - tokens_in_rows / layout.places_in_use(packed),
         "pairs": pair_count,
         "useful_tokens": tokens,
         "useful_flops": float(flops),

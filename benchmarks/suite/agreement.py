@@ -14,6 +14,11 @@ TOLERANCE = 1e-3
 RUNS_OF_A_PROMPT = {"ours": 1, "trl": 2}
 
 
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """The contenders of a result that did not come to their end."""
+    return [f"{run['contender']} failed: {run['failure']}" for run in result["runs"] if "failure" in run]
+
+
 def disagreements(result: Mapping[str, Any]) -> list[str]:
     """What is not as it must be in a result of the headline suite; empty where all is well.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from easydel.data.packing import Batch
+from easydel.data.packing import Batch, PackingLayout
 from easydel.infra.base_config import EasyDeLBaseConfig
 
 
@@ -49,7 +49,7 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
     return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
 
 
-def update_bytes(config: EasyDeLBaseConfig, batch: Batch, part_tokens: int = 2048, chunk_size: int = 256) -> float:
+def update_bytes(config: EasyDeLBaseConfig, batch: Batch, layout: PackingLayout, chunk_size: int = 256) -> float:
     """Bytes that an update in float32 cannot do without, when the layers are rebuilt in the backward pass.
 
     .. math:: 4 P (4 + [m > 1]) + 4 n L (d + d_a) + 4 n (6 d_a + 4 f) + 8 c V
@@ -60,12 +60,13 @@ def update_bytes(config: EasyDeLBaseConfig, batch: Batch, part_tokens: int = 204
     their gradient.
     """
     hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
-    places = max(length, min(rows * length, part_tokens))
+    parts = layout.count_parts(rows, length)
+    places = rows // parts * length
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     norms = hidden * (2 * config.num_hidden_layers + 1)
     parameters = layer_weights(config) + embeddings + norms
     attention_width = config.num_attention_heads * config.head_dim
     kept = hidden + attention_width
     one_layer = 6 * attention_width + 4 * config.intermediate_size
-    states = 4.0 * parameters * (4 + (np.count_nonzero(batch["segment_ids"]) > places))
+    states = 4.0 * parameters * (4 + (parts > 1))
     return states + 4.0 * places * (config.num_hidden_layers * kept + one_layer) + 8.0 * chunk_size * config.vocab_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,7 @@ def run(contender: Contender, task: Task, interpreters: Mapping[str, str], cache
         if process.returncode:
             last_lines = "\n".join(process.stderr.strip().splitlines()[-15:])
             print(f"{contender.name} failed with status {process.returncode}:\n{last_lines}", file=sys.stderr)
-            killed = "ran out of memory or was killed" if process.returncode == -9 else last_lines.splitlines()[-1:]
-            return {"failure": killed if isinstance(killed, str) else "".join(killed)}
+            if process.returncode == -signal.SIGKILL:
+                return {"failure": "ran out of memory or was killed"}
+            return {"failure": last_lines.rpartition("\n")[2] or f"status {process.returncode}"}
         return json.loads(output.read_text())

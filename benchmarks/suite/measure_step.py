@@ -20,6 +20,7 @@ from benchmarks.suite.arithmetic import update_bytes, update_flops
 from benchmarks.suite.measurement import Stopwatch, forget_peak_memory, held_memory, peak_memory, was_held_up
 from benchmarks.suite.rows import made_row
 from easydel import DPOConfig, DPOTrainer
+from easydel.data.packing import PackingLayout
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import put_batch
 from easydel.modules.llama import LlamaForCausalLM
@@ -93,9 +94,8 @@ def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updat
         # The arguments were held before.
         "measured_bytes": peak_memory() - held + memory.argument_size_in_bytes,
         "flops": update_flops(config, on_host, scores_reference=False),
-        "bytes": update_bytes(config, on_host),
+        "bytes": update_bytes(config, on_host, PackingLayout(padding_value=0)),
         "tokens": int(np.count_nonzero(on_host["segment_ids"])),
-        "places": int(on_host["input_ids"].size),
     }
 
 

@@ -58,7 +58,8 @@ def headline_table(result: Result) -> str:
 
     columns = ["trainer", "s an update", "pairs a second", *(f"speed, {name} = 1" for name in baselines)]
     columns += ["peak memory, GB", *(f"memory, {name} = 1" for name in baselines)]
-    columns += ["first update done after, s", "reference before that, s", "share of the matmul rate", "last loss"]
+    columns += ["first update done after, s", "reference before that, s", "compiling in all, s", "padding"]
+    columns += ["share of the matmul rate", "last loss"]
     rows = []
     for name, one in summaries.items():
         rows.append(
@@ -71,6 +72,8 @@ def headline_table(result: Result) -> str:
                 *(beside(name, base, "peak_memory", 2) for base in baselines),
                 spread(one.first_update, 0),
                 spread(one.reference, 0) if one.reference else "",
+                spread(one.compiling, 0) if any(one.compiling) else "",
+                f"{median(one.padding):.0%}" if one.padding else "",
                 f"{median(one.flops_per_second) / rate:.0%}" if one.flops_per_second else "",
                 f"{one.last_loss:.4f}",
             ]
@@ -83,8 +86,8 @@ def headline_table(result: Result) -> str:
         f"{mean[2]:.0f} rejected. {result['machine']['cores']} cores of {result['machine']['processor']}, float32; "
         f"large matrix products run at {rate / 1e9:.0f} GFLOP/s."
     )
-    failures = {run["contender"]: run["failure"] for run in result["runs"] if "failure" in run}
-    notes += "".join(f" {name} failed: {why}." for name, why in failures.items())
+    variables = result["machine"].get("variables", {})
+    notes += "".join(f" {name}={value} for all." for name, value in variables.items())
     notes += "".join(f" {what}." for what in result["disagreements"])
     return f"{table(columns, rows)}\n\n{notes}"
 
@@ -143,6 +146,9 @@ def profile_table(result: Result) -> str:
     floors["optimiser"] = OPTIMISER_BYTES * result["parameters"] / result["memory_rate"]
     total = sum(seconds.values())
     rows = []
+    # Operations of which the compiled program does not say where they come from, copies above all, and waiting.
+    seconds["of no known origin", False] = max(0.0, result["traced_seconds"] - total)
+    total = max(total, result["traced_seconds"])
     for part in sorted({part for part, _ in seconds}, key=lambda part: -sum(seconds.get((part, x), 0) for x in (0, 1))):
         forward, backward = (seconds.get((part, is_backward), 0.0) for is_backward in (False, True))
         both, floor = forward + backward, floors.get(part)

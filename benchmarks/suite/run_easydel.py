@@ -13,11 +13,14 @@ from typing import Any
 # A sibling by its own name: the repository must not be on this interpreter's path.
 from measurement import Measurement, arguments_of_a_contender
 
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
 
 def main() -> None:
     arguments = arguments_of_a_contender(__doc__).parse_args()
     measurement = Measurement()
 
+    import jax
     import jax.numpy as jnp
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -27,11 +30,17 @@ def main() -> None:
 
     measurement.mark("imports done")
 
+    compilations: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compilations.append(seconds) if event == COMPILATION else None
+    )
+
     class MeasuredTrainer(DPOTrainer):
         """DPOTrainer with a clock; it waits for the device before this hook itself."""
 
         def on_step_end(self, state: Any, metrics: Any, step: int) -> Any:
-            measurement.end_update(loss=float(metrics.loss))
+            measurement.end_update(loss=float(metrics.loss), compilation=sum(compilations))
+            compilations.clear()
             return super().on_step_end(state, metrics, step)
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)

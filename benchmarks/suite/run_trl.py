@@ -93,7 +93,6 @@ def main() -> None:
     measurement.write(
         arguments.output,
         versions={name: version(name) for name in ("trl", "torch", "transformers")},
-        threads=torch.get_num_threads(),
     )
 
 

@@ -23,6 +23,8 @@ class Summary:
       first_update: seconds from the start of the process to the end of its first update.
       reference: seconds of scoring the reference before training; empty where it is scored in the updates.
       flops_per_second: useful arithmetic; empty where it is not known.
+      padding: share of the places of a round's steady updates; empty where it is not known.
+      compiling: seconds in a round's updates, from which the first and those that compiled are not steady.
       last_loss: before the last update.
     """
 
@@ -32,6 +34,8 @@ class Summary:
     first_update: list[float]
     reference: list[float]
     flops_per_second: list[float]
+    padding: list[float]
+    compiling: list[float]
     last_loss: float
 
 
@@ -53,13 +57,16 @@ def summarise(runs: Sequence[Run], steady: Sequence[int], forward_flops: Sequenc
       steady: updates to count.
       forward_flops: of every update's forward pass.
     """
-    rates, flops = [], []
+    rates, flops, padding = [], [], []
     for run in runs:
         spent = sum(run["updates"][number]["seconds"] for number in steady)
         rates.append(run["pairs"] * len(steady) / spent)
         if forward_flops:
             passes = 4 if run["scores_reference"] else 3
             flops.append(passes * sum(forward_flops[number] for number in steady) / spent)
+        if "padded_tokens" in run["updates"][0]:
+            tokens, places = (sum(run["updates"][n][key] for n in steady) for key in ("tokens", "padded_tokens"))
+            padding.append(1 - tokens / places)
     return Summary(
         seconds=[run["updates"][number]["seconds"] for run in runs for number in steady],
         pairs_per_second=rates,
@@ -67,6 +74,8 @@ def summarise(runs: Sequence[Run], steady: Sequence[int], forward_flops: Sequenc
         first_update=[run["seconds"]["first update done"] for run in runs],
         reference=[run["seconds"][key] for run in runs for key in ("scoring the reference",) if key in run["seconds"]],
         flops_per_second=flops,
+        padding=padding,
+        compiling=[sum(update.get("compilation", 0.0) for update in run["updates"]) for run in runs],
         last_loss=runs[-1]["updates"][-1]["loss"],
     )
 

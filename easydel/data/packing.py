@@ -122,16 +122,23 @@ LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
 
 
+def round_up(number: int, unit: int = 1) -> int:
+    """The next of few numbers: units, and from 8 of them on eighths to quarters of the number."""
+    units = -(-number // unit)
+    step = 1 << max(0, (units - 1).bit_length() - 3)
+    return -(-units // step) * step * unit
+
+
 def row_lengths(part_tokens: int, longest: int, is_one_part: bool) -> list[int]:
     """Row lengths to choose from, of which each compiles a program of its own: quarters of a part, or its eighths and
-    smaller halves where all fits in one, or the first doubling that holds the longest tree."""
+    smaller halves where all fits in one; for a tree that is longer than a part, its own length, rounded up."""
+    if longest > part_tokens:
+        return [round_up(longest, LENGTH_UNIT)]
     lengths = [part_tokens * share // 4 for share in range(1, 5)]
     if is_one_part:
         lengths = [part_tokens * share // 8 for share in range(1, 9)]
         while lengths[0] >= 2 * LENGTH_UNIT:
             lengths.insert(0, lengths[0] // 2 // LENGTH_UNIT * LENGTH_UNIT)
-    while lengths[-1] < longest:
-        lengths = [2 * lengths[-1]]
     return [length for length in lengths if length >= longest]
 
 
@@ -155,19 +162,27 @@ def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[lis
 
 
 def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int, list[list[int]]]:
-    """Number of rows in use, their length, and the trees of each, so that there is the least padding."""
-    part_tokens = layout.part_tokens or TARGET_ROW_LENGTH
-    total, least = sum(lengths), layout.row_multiple * layout.parts
+    """Number of rows in use, their length, and the trees of each, so that there is the least padding.
+
+    Where parts know no limit all rows are computed and compiled for, so their number is one of few.
+    """
+    part_tokens, longest = layout.part_tokens or TARGET_ROW_LENGTH, max(lengths)
+    least = layout.row_multiple * layout.parts
+    if layout.packing:
+        to_try = row_lengths(part_tokens, longest, sum(lengths) <= part_tokens * layout.row_multiple)
+    else:
+        to_try = [round_up(longest, LENGTH_UNIT)]
     choices = []
-    for row_length in row_lengths(part_tokens, max(lengths), total <= part_tokens * layout.row_multiple):
+    for row_length in to_try:
         if layout.packing:
             members = assign_rows(lengths, row_length, row_length // TOKENS_PER_SLOT)
             multiple = layout.row_multiple
         else:
             members = [[index] for index in range(len(lengths))]
-            share = -(-len(members) // least)
+            share = max(1, len(members) // least)
             multiple = layout.row_multiple * min(share, max(1, part_tokens // row_length))
-        rows = multiple * -(-max(len(members), least) // multiple)
+        rows = -(-max(len(members), least) // multiple)
+        rows = multiple * (round_up(rows) if layout.part_tokens is None else rows)
         choices.append((rows * row_length, -row_length, rows, members))
     _, negative_length, rows, members = min(choices)
     return rows, -negative_length, members

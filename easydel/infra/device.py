@@ -17,6 +17,7 @@ DATA_SHEET = {
     "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,  # NVIDIA H200 data sheet
+    "GH200": 989e12,  # NVIDIA GH200 data sheet
     "A100": 312e12,  # NVIDIA A100 data sheet
     "L40S": 362e12,  # NVIDIA L40S data sheet
     "L4": 121e12,  # NVIDIA L4 data sheet

@@ -48,7 +48,7 @@ def _sum_of(leaf: Array) -> UInt32[Array, " lanes"]:
     placed = _mix(place + jnp.uint32(GOLDEN)) ^ bits
     lanes = [_mix(placed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)) for seed in range(LANES)]
     # One reduction, not four: those would share `placed` by way of memory, in as much of it as the weights take.
-    sums = jax.lax.reduce(lanes, [jnp.uint32(0)] * LANES, _add, tuple(range(leaf.ndim)))
+    sums = jax.lax.reduce(lanes, [jnp.uint32(0)] * LANES, _add, tuple(range(bits.ndim)))
     return jnp.stack(sums)
 
 

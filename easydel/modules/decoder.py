@@ -17,16 +17,14 @@ from easydel.infra.generation import KeyValueCache
 from easydel.infra.linear import Linear
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
 from easydel.infra.quantized_weight import QuantizedWeight
-from easydel.ops.attention_residuals import RESIDUALS
+from easydel.ops.attention_residuals import keep_attention
 from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.tree_attention import tree_attention
 
 T = TypeVar("T")
-# What attention leaves is as small as a layer's input, and dear to compute anew.
-KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
 KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, KEEP_ATTENTION
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
 )
 # (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
 Attend = Callable[[Array, Array, Array], tuple[Array, T]]
@@ -222,7 +220,8 @@ class DecoderForCausalLM(EasyDeLBaseModule):
             x, _ = layer(x, cos, sin, lambda q, k, v: attend(q, k, v, window))
             return constrain(x, DATA_AXES)
 
-        one_layer = jax.checkpoint(one_layer, policy=KEEP_ATTENTION if remat else KEEP_PRODUCTS)
+        # What attention leaves is as small as a layer's input, and dear to compute anew.
+        one_layer = jax.checkpoint(one_layer, policy=keep_attention if remat else KEEP_PRODUCTS)
         x = self._embed(input_ids)
         cos, sin = self._angles(position_ids)
         windows, is_uniform = self._windows()

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from easydel.ops.mesh_axes import row_shares
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def linear_log_probs(
@@ -31,7 +33,7 @@ def linear_log_probs(
       weight: output embedding (the language-model head).
       targets: token ids, ``0 <= id < vocab``.
       count: columns in use; those from here on cost nothing, give 0 and pass no gradient. None uses all.
-      chunk_size: about how many places' logits exist at the same time.
+      chunk_size: about how many places' logits exist at the same time on each device.
       soft_cap: ``c`` of ``z -> c tanh(z / c)`` where the model caps its logits.
 
     Returns:
@@ -61,7 +63,7 @@ def _log_sum_exp(logits: Float[Array, "rows tokens vocab"]) -> Float[Array, "row
 def _chunking(shape: tuple[int, ...], count: int | Array | None, chunk_size: int) -> tuple[int, int, int | Array]:
     """Columns a chunk, columns after padding to whole chunks, and chunks in use."""
     rows, tokens = shape
-    columns = min(tokens, max(1, chunk_size // rows))
+    columns = min(tokens, max(1, chunk_size // -(-rows // row_shares())))
     chunks = -(-tokens // columns)
     in_use = chunks if count is None else jnp.minimum(chunks, (count + columns - 1) // columns)
     return columns, chunks * columns, in_use

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -11,15 +10,13 @@ from jax.extend import backend
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from easydel.ops.mesh_axes import HEAD_AXIS, ROW_AXES, row_shares
 from easydel.ops.tree_attention_cudnn import cudnn_takes, tree_attention_cudnn
 from easydel.ops.tree_attention_tpu import tree_attention_tpu
 from easydel.ops.tree_attention_xla import tree_attention_xla
 
 # (q, k, v, segment_ids, branch_ids, position_ids, window) -> attended values, as `tree_attention`.
 Form = Callable[..., Array]
-# The axes of a mesh that rows and heads are split over; `easydel.infra.mesh` names them.
-ROW_AXES = ("dp", "fsdp")
-HEAD_AXIS = "tp"
 AMPERE = 8.0
 
 
@@ -63,7 +60,7 @@ def over_mesh(form: Form) -> Form:
             return form(q, k, v, segment_ids, branch_ids, position_ids, window)
         ids = (segment_ids, branch_ids, position_ids)
         row_axes = tuple(axis for axis in ROW_AXES if axis in mesh.shape)
-        rows = row_axes if q.shape[0] % math.prod(mesh.shape[axis] for axis in row_axes) == 0 else None
+        rows = row_axes if q.shape[0] % row_shares() == 0 else None
         shares = mesh.shape.get(HEAD_AXIS, 1)
         heads = HEAD_AXIS if shares > 1 and q.shape[2] % shares == 0 else None
         if heads is not None and k.shape[2] % shares != 0:

@@ -33,7 +33,8 @@ def adafactor(
     """`optax.adafactor` with learning rate and weight decay as AdamW has them.
 
     The second moment of a matrix is kept as its row and column means, a layer at a time, so that the state is next to
-    nothing. The learning rate is absolute unless `multiply_by_parameter_scale`, and scales the decay too.
+    nothing; clipping and the scale of a parameter go by all layers of a kind together. The learning rate is absolute
+    unless `multiply_by_parameter_scale`, and scales the decay too.
 
     References:
       Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018.

@@ -100,6 +100,29 @@ def test_a_row_length_holds_the_longest_tree_and_is_one_of_few(longest, is_one_p
     assert lengths and min(lengths) >= longest and lengths == sorted(lengths)
     assert all(length % 16 == 0 for length in lengths)
     assert len(lengths) <= (12 if is_one_part else 4)
+    assert longest <= 2048 or lengths[0] < 1.25 * longest
+
+
+def test_without_parts_the_shapes_are_few_too():
+    rng = np.random.default_rng(0)
+    layout, shapes = PackingLayout(0, part_tokens=None), set()
+    for _ in range(200):
+        lengths = np.clip(rng.lognormal(5.3, 0.5, 32), 40, 1000).astype(int).tolist()
+        shapes.add(choose_rows(lengths, layout)[:2])
+    assert len(shapes) <= 12
+
+
+@pytest.mark.parametrize("longest", [100, 600, 2050])
+def test_a_row_of_one_pair_is_little_longer_than_the_longest(longest):
+    for part_tokens in (2048, 8192):
+        layout = PackingLayout(0, packing=False, part_tokens=part_tokens)
+        assert choose_rows([40, longest, 50], layout)[1] < 1.25 * longest
+
+
+def test_a_batch_that_its_parts_do_not_divide_still_goes_through_several_rows_at_once():
+    layout = PackingLayout(0, packing=False, parts=4)
+    rows, length, _ = choose_rows([100] * 9, layout)
+    assert (rows, layout.count_parts(rows, length)) == (10, 5)
 
 
 def test_real_lengths_give_few_shapes_and_little_padding():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from easydel.ops.attention_residuals import keep_attention
 from easydel.ops.tree_attention_cudnn import cudnn_takes, tree_attention_cudnn
 from easydel.ops.tree_attention_xla import tree_attention_xla
 from easydel.ops.tree_mask import tree_mask
@@ -53,6 +54,20 @@ def test_the_call_is_lowered_for_cuda_without_a_gpu(monkeypatch):
         signature = call[call.index("} : (") :]
         assert "(tensor<2x256x4x64xbf16>, tensor<2x256x2x64xbf16>, tensor<2x256x2x64xbf16>" in signature
         assert "tensor<2x1x256x256xbf16>" in signature
+
+
+def test_the_backward_pass_of_a_rebuilt_layer_does_not_attend_again(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    q, k, v, _ = values(1, 128, 4, 2, 64, jnp.bfloat16)
+    ids = forest(1, 128)
+
+    def forward_calls(policy) -> int:
+        rebuilt = jax.checkpoint(lambda q: tree_attention_cudnn(jnp.sin(q), k, v, *ids), policy=policy)
+        gradient = jax.jit(jax.value_and_grad(lambda q: rebuilt(q).astype(jnp.float32).sum()))
+        lines = gradient.trace(q).lower(lowering_platforms=("cuda",)).as_text().splitlines()
+        return sum("__cudnn$fmha" in line and "Backward" not in line for line in lines)
+
+    assert (forward_calls(None), forward_calls(keep_attention)) == (2, 1)
 
 
 def test_every_token_sees_itself_so_that_no_row_of_the_mask_is_empty():

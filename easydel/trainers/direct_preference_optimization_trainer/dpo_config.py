@@ -186,6 +186,11 @@ class DPOConfig(TrainingArguments):
                     f"{', '.join(sorted(sorting))} sorts all pairs of an update, so it cannot be computed in "
                     f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts; set it to 1."
                 )
+            if self.micro_batch_tokens is not None:
+                raise ValueError(
+                    f"{', '.join(sorted(sorting))} sorts all pairs of an update, so all go through the model at once "
+                    f"and micro_batch_tokens={self.micro_batch_tokens} has no effect; set it to None."
+                )
             if self.use_weighting:
                 raise ValueError(
                     f"use_weighting=True weighs pairs, but {', '.join(sorted(sorting))} compares sorted values."

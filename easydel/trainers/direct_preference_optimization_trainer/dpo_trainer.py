@@ -215,6 +215,8 @@ class DPOTrainer(Trainer):
             identity["train_dataset"] = self.dataloaders.train.identity()
         reference = None if self._reference.is_start else self.reference_state
         identity["reference_model"] = None if reference is None else model_digest(reference.model)
+        if self.arguments.lora_dropout:
+            identity["micro_batch_tokens"] = self._micro_batch_tokens
         return identity
 
     def checkpoint_arrays(self) -> dict[str, Any]:

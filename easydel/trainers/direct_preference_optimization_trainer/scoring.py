@@ -60,9 +60,14 @@ class ScoringOptions:
 
 def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
     """Scored tokens of each slot's chosen and rejected completion."""
-    ones = jnp.ones((*batch["target_slots"].shape, 1), jnp.float32)
-    counts = _sum_by_side(ones, batch)[..., 0].astype(jnp.int32)
-    return counts[..., 0], counts[..., 1]
+    sides = 2 * batch["pair_mask"].shape[1]
+
+    def count(slots: Int[Array, " targets"]) -> Int[Array, " sides"]:
+        # What is no target counts for a side that is not there.
+        return jnp.zeros(sides, jnp.int32).at[jnp.where(slots < 0, sides, slots)].add(1, mode="drop")
+
+    counts = jax.vmap(count)(batch["target_slots"])
+    return counts[:, 0::2], counts[:, 1::2]
 
 
 def whole_completions(

@@ -98,8 +98,8 @@ class UpdateTotals(NamedTuple):
 
 def update_totals(batch: DeviceBatch) -> UpdateTotals:
     """Pairs of an update and their mean number of scored chosen tokens."""
-    pairs = jnp.sum(batch["pair_mask"])
-    return UpdateTotals(pairs, jnp.sum(completion_lengths(batch)[0]) / pairs)
+    pairs, slots = jnp.sum(batch["pair_mask"]), batch["target_slots"]
+    return UpdateTotals(pairs, jnp.sum((slots >= 0) & (slots % 2 == 0)) / pairs)
 
 
 def preference_metrics(policy: PairLogps, batch: DeviceBatch, objective: Objective, totals: UpdateTotals) -> Metrics:
