@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.suite.agreement import disagreements, hold_ups
+from benchmarks.suite.agreement import disagreements, failures, hold_ups
 from benchmarks.suite.arithmetic import forward_flops, update_flops
 from benchmarks.suite.result_tables import headline_table
 from benchmarks.suite.rows import TextRow, choose, made_row, render, write_rows
@@ -164,7 +164,10 @@ def test_the_table_says_how_many_times_as_fast_we_are():
 
 def test_a_contender_that_failed_is_named():
     failed = {"contender": "TRL", "trainer": "trl", "pairs": 2, "failure": "ran out of memory or was killed"}
-    assert "TRL failed: ran out of memory" in headline_table(result(OURS, failed))
+    measured = result(OURS, failed)
+    measured["disagreements"] = failures(measured)
+    assert "TRL failed: ran out of memory" in headline_table(measured)
+    assert failures(result(OURS, TRL)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
