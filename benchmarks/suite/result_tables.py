@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.suite.matmul import matmul_rate
+from benchmarks.suite.measurement import was_held_up
 from benchmarks.suite.summary import Run, Summary, ratios, spread, steady_updates, summarise
 
 Result = Mapping[str, Any]
@@ -21,10 +22,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def held_up(runs: Sequence[Run]) -> list[str]:
+    """The contenders of which a run was paused or disturbed."""
+    return list(
+        dict.fromkeys(run["contender"] for run in runs if any(was_held_up(update) for update in run.get("updates", [])))
+    )
+
+
 def runs_by_contender(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of every contender that never failed, in the order of rounds."""
-    failed = {run["contender"] for run in runs if "failure" in run}
-    names = [name for name in dict.fromkeys(run["contender"] for run in runs) if name not in failed]
+    """The runs of every contender that never failed and was never held up, in the order of rounds."""
+    out = {run["contender"] for run in runs if "failure" in run} | set(held_up(runs))
+    names = [name for name in dict.fromkeys(run["contender"] for run in runs) if name not in out]
     return {name: [run for run in runs if run["contender"] == name] for name in names}
 
 
@@ -89,6 +97,8 @@ def headline_table(result: Result) -> str:
     variables = result["machine"].get("variables", {})
     notes += "".join(f" {name}={value} for all." for name, value in variables.items())
     notes += "".join(f" {what}." for what in result["disagreements"])
+    if names := held_up(result["runs"]):
+        notes += f" Left out, because other work on the machine held them up: {'; '.join(names)}."
     return f"{table(columns, rows)}\n\n{notes}"
 
 

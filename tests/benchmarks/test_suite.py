@@ -170,6 +170,14 @@ def test_a_contender_that_failed_is_named():
     assert failures(result(OURS, TRL)) == []
 
 
+def test_a_contender_that_was_held_up_is_left_out_and_named():
+    held_up = run("TRL", "trl", [9.0, 6.0, 6.0], LOSSES, [15, 14, 16])
+    held_up["updates"][1]["processor_seconds_of_others"] = 5.0
+    table = headline_table(result(OURS, held_up))
+    assert "| TRL |" not in table
+    assert table.endswith("because other work on the machine held them up: TRL.")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_every_table_of_a_page_is_the_one_its_results_make(page):
     assert with_tables(page.read_text()) == page.read_text()
