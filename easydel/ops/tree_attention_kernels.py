@@ -21,9 +21,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from easydel.ops.tree_blocks import visible_in_block
+from easydel.ops.tree_mask import UNSEEN
 
-# Finite, so that a block in which a query sees nothing gives numbers; the block in which it sees itself wipes them out.
-HIDDEN = -1e30
 PLAIN = (((1,), (0,)), ((), ()))
 TRANSPOSED_LEFT = (((0,), (0,)), ((), ()))
 TRANSPOSED_RIGHT = (((1,), (1,)), ((), ()))
@@ -37,7 +36,7 @@ def forward_step(
 
     @pl.when(place.is_first)
     def _():
-        highest[...] = jnp.full_like(highest, HIDDEN)
+        highest[...] = jnp.full_like(highest, UNSEEN)
         normalizer[...] = jnp.zeros_like(normalizer)
         total[...] = jnp.zeros_like(total)
 
@@ -142,7 +141,7 @@ def _product(left: Array, right: Array, dimensions) -> Float[Array, "left right"
 
 
 def _scores(q: Array, k: Array, visible: Array) -> Float[Array, "keys queries"]:
-    return jnp.where(visible, _product(k, q, PLAIN) / math.sqrt(k.shape[1]), HIDDEN)
+    return jnp.where(visible, _product(k, q, PLAIN) / math.sqrt(k.shape[1]), UNSEEN)
 
 
 def _weights_and_scores_gradient(

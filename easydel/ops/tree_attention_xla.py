@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from easydel.ops.attention_residuals import name_residuals
+from easydel.ops.tree_mask import BRANCHES, UNSEEN
 
 # Queries and keys of a tile. Its scores for all heads stay in a core's cache, and few of them are masked out.
 BLOCK = 64
-BRANCHES = 4  # a power of two above the largest branch id
-# Not -inf: a query that has met no visible key yet must give numbers, not NaN.
-MASKED = -1e30
 
 
 class Ids(NamedTuple):
@@ -138,7 +136,7 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
         def one_tile(nth: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             largest, total, out = running
             keys = tiles.keys[queries, nth]
-            scores = _where_visible(_visible(ids, queries, keys), _product("hqd,hkd->hqk", q[queries], k[keys]), MASKED)
+            scores = _where_visible(_visible(ids, queries, keys), _product("hqd,hkd->hqk", q[queries], k[keys]), UNSEEN)
             larger = jnp.maximum(largest, scores.max(-1))
             weights = jnp.exp(scores - larger[..., None])
             shrink = jnp.exp(largest - larger)
@@ -146,7 +144,7 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
             return larger, total * shrink + _sums(weights), out
 
         zeros = jnp.zeros(q.shape[1:], jnp.float32)
-        start = jnp.full(q.shape[1:3], MASKED), jnp.zeros(q.shape[1:3]), zeros
+        start = jnp.full(q.shape[1:3], UNSEEN), jnp.zeros(q.shape[1:3]), zeros
         largest, total, out = jax.lax.fori_loop(0, tiles.number[queries], one_tile, start)
         return out / total[..., None], largest + jnp.log(total)
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from easydel.ops.tree_mask import tree_mask
+from easydel.ops.tree_mask import BRANCHES, tree_mask
 
 LANES = 128
 GROUP_QUERIES = 2048
-BRANCHES = 4  # a power of two above the largest branch id
 
 
 class TreeIds(NamedTuple):

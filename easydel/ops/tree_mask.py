@@ -5,6 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+# Segment and branch fit in one number, ``segment * BRANCHES + branch``: a power of two above the largest branch id.
+BRANCHES = 4
+# The score of a key that is not seen. Finite, so that a block in which a query sees nothing gives numbers and not NaN;
+# the block in which it sees itself wipes them out.
+UNSEEN = -1e30
+
 
 def tree_mask(
     segment_ids: Int[Array, "rows length"],
