@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.suite import machine
 from benchmarks.suite.matmul import matmul_rates
-from benchmarks.suite.measurement import Stopwatch, peak_memory, was_held_up
+from benchmarks.suite.measurement import Stopwatch, was_held_up
 from benchmarks.suite.operation_times import events, origins, seconds_by_operation
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,7 +113,6 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
         "reference_seconds": reference[-1],
         "update_seconds": [lap["seconds"] for lap in laps[1:]],
         "traced_seconds": traced,
-        "peak_memory": peak_memory(),
         "parts": [
             {"part": part, "is_backward": is_backward, "seconds": total}
             for (part, is_backward), total in parts.most_common()

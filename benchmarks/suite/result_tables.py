@@ -170,8 +170,7 @@ def profile_table(result: Result) -> str:
         f"{result['pairs']} pairs of the {result['set']} rows, {result['tokens']:,} tokens; an update took "
         f"{spread(result['update_seconds'], 1)} s ({useful / update / rate:.0%} of the rate of matrix products, "
         f"{rate / 1e9:.0f} GFLOP/s), with the trace running {result['traced_seconds']:.1f} s; the reference's pass "
-        f"{result['reference_seconds']:.1f} s; peak memory {result['peak_memory'] / 1e9:.2f} GB; memory is read and "
-        f"written at {result['memory_rate'] / 1e9:.1f} GB/s."
+        f"{result['reference_seconds']:.1f} s; memory is read and written at {result['memory_rate'] / 1e9:.1f} GB/s."
     )
     columns = ["part", "forward, s", "backward, s", "share", "floor, s", "times the floor"]
     return f"{table(columns, rows)}\n\n{notes}"

@@ -74,7 +74,7 @@ class TrainingArguments:
 
     gradient_checkpointing: bool = True
     """Keep each layer's input and its attention's result, and rebuild the rest in the backward pass. Without it all
-    matrix products are kept: a little less time, several times the activations."""
+    matrix products are kept: less arithmetic, several times the activations."""
     max_nonfinite_steps: int = 3
     """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
 
