@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suite.operation_times import CONTAINERS
+
 # The first that matches a kernel's name, or the name of the operation behind it, takes it.
 KINDS = {
     "attention": r"fmha|flash|sdpa|cudnn_generated|tree_attention",
@@ -53,7 +55,7 @@ def kernel_times(folder: Path) -> Counter[tuple[str, str]]:
         else:
             is_kernel = bool(operation)
         # What is inside a loop has events of its own.
-        if is_kernel and not re.match(r"(while|conditional|call)\b", operation):
+        if is_kernel and not CONTAINERS.match(operation):
             times[event["name"], operation] += event["dur"]
     return times
 

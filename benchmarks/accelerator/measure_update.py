@@ -45,21 +45,6 @@ def attention_of(variant: Variant) -> Iterator[None]:
             yield
 
 
-def objective() -> Objective:
-    """`DPOConfig`'s defaults: the sigmoid loss."""
-    config = DPOConfig()
-    return Objective(
-        loss_types=config.loss_types,
-        loss_weights=(1.0,),
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-        f_divergence_type=config.f_divergence_type,
-        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
-        discopop_tau=config.discopop_tau,
-        rpo_alpha=config.rpo_alpha,
-    )
-
-
 def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is_traced: bool) -> dict[str, Any]:
     """Time, memory, losses and, if asked for, kernel shares of updates on one batch."""
     shape = SHAPES[shape_name]
@@ -91,7 +76,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
             del reference
         step = functools.partial(
             training_step,
-            objective=objective(),
+            objective=Objective.of(DPOConfig()),
             scoring=ScoringOptions(),
             count_parts=layout.count_parts,
             remat=variant.checkpointing,

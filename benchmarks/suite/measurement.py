@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
 
 def seconds_since_process_start() -> float:
     """Seconds since the kernel started this process, interpreter start-up and imports included; 10 ms resolution."""
@@ -32,6 +34,17 @@ def held_memory() -> int:
 def _status(field: str) -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
+
+
+def watch_compilation() -> list[float]:
+    """A list that grows by the seconds of every program that JAX compiles, or reads from its cache, from now on."""
+    import jax
+
+    seconds: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: seconds.append(duration) if event == COMPILATION else None
+    )
+    return seconds
 
 
 class Stopwatch:

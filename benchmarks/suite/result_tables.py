@@ -52,17 +52,24 @@ def headline_summaries(result: Result) -> dict[str, Summary]:
     return summaries
 
 
+def comparison(result: Result, summaries: Mapping[str, Summary]) -> Callable[[str, str, str, int], str]:
+    """(contender, peer, number of `Summary`, digits) -> their ratio, where both made updates of the same pairs."""
+    pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
+
+    def beside(name: str, base: str, number: str, digits: int) -> str:
+        if base not in summaries or pairs[name] != pairs[base]:
+            return ""
+        return spread(ratios(vars(summaries[name])[number], vars(summaries[base])[number]), digits)
+
+    return beside
+
+
 def headline_table(result: Result) -> str:
     """One row a contender: speed, memory, start, and what of the machine's arithmetic is used."""
     summaries = headline_summaries(result)
-    pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
+    beside = comparison(result, summaries)
     rate = matmul_rate(result["matmul"])
     baselines = [name for name in BASELINES if name in summaries]
-
-    def beside(name: str, base: str, number: str, digits: int) -> str:
-        """A ratio, where both made updates of the same pairs."""
-        ours, theirs = vars(summaries[name])[number], vars(summaries[base])[number]
-        return spread(ratios(ours, theirs), digits) if pairs[name] == pairs[base] else ""
 
     columns = ["trainer", "s an update", "pairs a second", *(f"speed, {name} = 1" for name in baselines)]
     columns += ["peak memory, GB", *(f"memory, {name} = 1" for name in baselines)]
@@ -105,15 +112,12 @@ def headline_table(result: Result) -> str:
 def headline_summary(result: Result) -> str:
     """Speed and memory beside the peer that does the same work."""
     summaries = headline_summaries(result)
-    pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
+    beside = comparison(result, summaries)
     rows = []
     for name, one in summaries.items():
-        peers = [base for base in BASELINES if base in summaries and pairs[base] == pairs[name]]
         cells = [name, spread(one.pairs_per_second, 2), f"{median(one.peak_memory) / 1e9:.1f}"]
         for base in BASELINES[:2]:
-            known = base in peers
-            cells.append(spread(ratios(one.pairs_per_second, summaries[base].pairs_per_second), 1) if known else "")
-            cells.append(f"{median(ratios(one.peak_memory, summaries[base].peak_memory)):.2f}" if known else "")
+            cells += [beside(name, base, "pairs_per_second", 1), beside(name, base, "peak_memory", 2)]
         rows.append(cells)
     columns = ["trainer", "pairs a second", "peak memory, GB"]
     columns += [f"{what}, {base} = 1" for base in BASELINES[:2] for what in ("speed", "memory")]

@@ -11,16 +11,13 @@ from importlib.metadata import version
 from typing import Any
 
 # A sibling by its own name: the repository must not be on this interpreter's path.
-from measurement import Measurement, arguments_of_a_contender
-
-COMPILATION = "/jax/core/compile/backend_compile_duration"
+from measurement import Measurement, arguments_of_a_contender, watch_compilation
 
 
 def main() -> None:
     arguments = arguments_of_a_contender(__doc__).parse_args()
     measurement = Measurement()
 
-    import jax
     import jax.numpy as jnp
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -30,10 +27,7 @@ def main() -> None:
 
     measurement.mark("imports done")
 
-    compilations: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compilations.append(seconds) if event == COMPILATION else None
-    )
+    compilations = watch_compilation()
 
     class MeasuredTrainer(DPOTrainer):
         """DPOTrainer with a clock; it waits for the device before this hook itself."""

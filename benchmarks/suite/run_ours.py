@@ -10,9 +10,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.suite.measurement import Measurement, arguments_of_a_contender
-
-COMPILATION = "/jax/core/compile/backend_compile_duration"
+from benchmarks.suite.measurement import Measurement, arguments_of_a_contender, watch_compilation
 
 
 def main() -> None:
@@ -27,10 +25,7 @@ def main() -> None:
     from easydel.trainers import TrainerCallback
 
     measurement.mark("imports done")
-    compilations: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compilations.append(seconds) if event == COMPILATION else None
-    )
+    compilations = watch_compilation()
 
     class MeasuredTrainer(DPOTrainer):
         """DPOTrainer that counts the arithmetic of its batches and the time its reference takes before training."""

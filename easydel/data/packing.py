@@ -213,7 +213,7 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     rows = in_use
     if layout.packing and layout.part_tokens is not None:
         # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
-        rows = layout.row_multiple * max(-(-len(pairs) // layout.row_multiple), in_use // layout.row_multiple)
+        rows = max(in_use, layout.row_multiple * -(-len(pairs) // layout.row_multiple))
     parts = layout.count_parts(rows, row_length)
     at_once = rows // parts
     slots = row_length // TOKENS_PER_SLOT if layout.packing else 1

@@ -243,18 +243,8 @@ class DPOTrainer(Trainer):
     def make_steps(self) -> tuple[Callable, Callable]:
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
-        objective = Objective(
-            loss_types=arguments.loss_types,
-            loss_weights=tuple(arguments.loss_weights or [1.0] * len(arguments.loss_types)),
-            beta=arguments.beta,
-            label_smoothing=arguments.label_smoothing,
-            f_divergence_type=arguments.f_divergence_type,
-            f_alpha_divergence_coef=arguments.f_alpha_divergence_coef,
-            discopop_tau=arguments.discopop_tau,
-            rpo_alpha=arguments.rpo_alpha,
-        )
         shared: dict[str, Any] = {
-            "objective": objective,
+            "objective": Objective.of(arguments),
             "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
             "count_parts": self._layout.count_parts,
         }

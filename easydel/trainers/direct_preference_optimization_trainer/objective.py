@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from easydel.trainers.direct_preference_optimization_trainer.f_divergence import F_DIVERGENCES
 from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS
 from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES, PairScores, PerPair, sft
+
+if TYPE_CHECKING:
+    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,20 @@ class Objective:
     f_alpha_divergence_coef: float
     discopop_tau: float
     rpo_alpha: float | None
+
+    @classmethod
+    def of(cls, config: DPOConfig) -> Objective:
+        """The objective that a configuration asks for."""
+        return cls(
+            loss_types=config.loss_types,
+            loss_weights=tuple(config.loss_weights or [1.0] * len(config.loss_types)),
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            f_divergence_type=config.f_divergence_type,
+            f_alpha_divergence_coef=config.f_alpha_divergence_coef,
+            discopop_tau=config.discopop_tau,
+            rpo_alpha=config.rpo_alpha,
+        )
 
     def score(self, log_ratio: PerPair) -> PerPair:
         """A log-ratio through the f-divergence."""
