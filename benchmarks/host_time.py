@@ -2,7 +2,7 @@
 
 `train()`'s seconds an update beside those of the bare compiled step on the same batch.
 
-    python benchmarks/host_time.py
+    python -m benchmarks.host_time
 """
 
 import argparse
@@ -17,52 +17,19 @@ from unittest import mock
 import jax
 import numpy as np
 from datasets import Dataset
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
-from easydel import DPOConfig, DPOTrainer, LlamaForCausalLM, TrainerCallback
+from benchmarks.suite.made import made_row, small_model, tokenizer_of_ids
+from easydel import DPOConfig, DPOTrainer, TrainerCallback
 from easydel.data.loader import BatchIterator
-from easydel.infra.base_config import EasyDeLBaseConfig
 
 VOCABULARY = 512
 WARM_UP = 20  # updates that compile, or find the caches of the processor cold
 
 
-def tiny_model() -> LlamaForCausalLM:
-    config = EasyDeLBaseConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        tie_word_embeddings=True,
-        layer_windows=(None,) * 4,
-        max_position_embeddings=512,
-        initializer_range=0.02,
-    )
-    return LlamaForCausalLM.init(config, jax.random.key(0))
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One that is only asked how many ids there are: the rows are token ids already."""
-    words = {str(number): number for number in range(VOCABULARY)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"
-    )
-
-
 def rows_of(pairs: int) -> Dataset:
     """Pairs of one length, so that every batch has the same shape."""
-    rng = np.random.default_rng(0)
-    draw = lambda size: rng.integers(2, VOCABULARY, size).tolist()  # noqa: E731
-    return Dataset.from_list(
-        [{"prompt": draw(32), "chosen": [*draw(31), 1], "rejected": [*draw(31), 1]} for _ in range(pairs)]
-    )
+    random = np.random.default_rng(0)
+    return Dataset.from_list([made_row(random, 64, 0.5, VOCABULARY) for _ in range(pairs)])
 
 
 class Waits:
@@ -111,7 +78,9 @@ def main() -> None:
         )
         clock = Clock()
         rows = rows_of(arguments.pairs * (arguments.updates + WARM_UP))
-        trainer = DPOTrainer(config, tiny_model(), None, tokenizer(), rows, callbacks=[clock])
+        trainer = DPOTrainer(
+            config, small_model(VOCABULARY, 512, width=128), None, tokenizer_of_ids(VOCABULARY), rows, callbacks=[clock]
+        )
         seen: dict[str, dict] = {}
         prepare = trainer.prepare_batch
 

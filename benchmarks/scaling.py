@@ -20,18 +20,11 @@ from typing import Any
 
 from benchmarks.suite import machine
 from benchmarks.suite.contenders import ROOT
+from benchmarks.suite.made import BASE, SWEEPS
 from benchmarks.suite.matmul import matmul_rates
 from benchmarks.suite.scaling_plot import plot
 
 RESULTS = Path(__file__).parent / "results"
-# What stays where something else is swept.
-BASE = {"length": 512, "batch": 4, "vocabulary": 32768, "prompt_share": 0.5}
-SWEEPS: dict[str, tuple[float, ...]] = {
-    "length": (64, 128, 256, 512, 1024, 2048, 4096),
-    "batch": (1, 2, 4, 8, 16, 32, 64),
-    "vocabulary": (8192, 16384, 32768, 65536, 131072, 262144),
-    "prompt_share": (0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9),
-}
 
 
 def measure_point(point: dict[str, float], updates: int) -> dict[str, Any]:

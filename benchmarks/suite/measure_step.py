@@ -13,50 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 from datasets import Dataset
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from benchmarks.suite.arithmetic import update_bytes, update_flops
+from benchmarks.suite.made import made_row, small_model, tokenizer_of_ids
 from benchmarks.suite.measurement import Stopwatch, forget_peak_memory, held_memory, peak_memory, was_held_up
-from benchmarks.suite.rows import made_row
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.packing import PackingLayout
-from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import put_batch
-from easydel.modules.llama import LlamaForCausalLM
-
-
-def small_config(vocabulary: int, length: int) -> EasyDeLBaseConfig:
-    """Four layers of SmolLM2's proportions, 256 wide."""
-    return EasyDeLBaseConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        tie_word_embeddings=True,
-        layer_windows=(None,) * 4,
-        max_position_embeddings=2 * length,
-    )
-
-
-def tokenizer_of_ids(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that has the ids and nothing to say about text."""
-    words = {"<pad>": 0, "<end>": 1} | {f"t{token}": token for token in range(2, vocabulary)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
 
 
 def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updates: int) -> dict[str, Any]:
     """Seconds of each update after the first, bytes by compiler and by kernel, FLOPs and bytes due."""
     random = np.random.default_rng(0)
     rows = [made_row(random, length, prompt_share, vocabulary) for _ in range(batch)]
-    config = small_config(vocabulary, length)
+    model = small_model(vocabulary, length)
     trainer = DPOTrainer(
         DPOConfig(
             total_batch_size=batch,
@@ -66,7 +36,7 @@ def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updat
             save_directory=None,
             progress_bar=False,
         ),
-        LlamaForCausalLM.init(config, jax.random.key(0)),
+        model,
         None,
         tokenizer_of_ids(vocabulary),
         Dataset.from_list(rows),
@@ -93,8 +63,8 @@ def measure(length: int, batch: int, vocabulary: int, prompt_share: float, updat
         + memory.temp_size_in_bytes,
         # The arguments were held before.
         "measured_bytes": peak_memory() - held + memory.argument_size_in_bytes,
-        "flops": update_flops(config, on_host, scores_reference=False),
-        "bytes": update_bytes(config, on_host, PackingLayout(padding_value=0)),
+        "flops": update_flops(model.config, on_host, scores_reference=False),
+        "bytes": update_bytes(model.config, on_host, PackingLayout(padding_value=0)),
         "tokens": int(np.count_nonzero(on_host["segment_ids"])),
     }
 

@@ -57,7 +57,7 @@ def comparison(result: Result, summaries: Mapping[str, Summary]) -> Callable[[st
     pairs = {run["contender"]: run["pairs"] for run in result["runs"]}
 
     def beside(name: str, base: str, number: str, digits: int) -> str:
-        if base not in summaries or pairs[name] != pairs[base]:
+        if not {name, base} <= summaries.keys() or pairs[name] != pairs[base]:
             return ""
         return spread(ratios(vars(summaries[name])[number], vars(summaries[base])[number]), digits)
 
@@ -218,6 +218,25 @@ def scaling_table(result: Result) -> str:
     return table(columns, rows)
 
 
+def generated_table(result: Result) -> str:
+    """One row a point: ours beside TRL, over the updates in which neither warmed up."""
+    rows = []
+    for name, point in result["points"].items():
+        summaries = headline_summaries({"set": name} | point)
+        beside = comparison(point, summaries)
+        missing = {run["contender"]: run.get("failure", "held up") for run in point["runs"]}
+        cells = [name]
+        for contender in ("ours", "TRL"):
+            one = summaries.get(contender)
+            cells.append(missing[contender] if one is None else spread(one.seconds, 2))
+        cells.append(beside("ours", "TRL", "pairs_per_second", 1))
+        cells += [f"{run['peak_memory'] / 1e9:.2f}" if "peak_memory" in run else "" for run in point["runs"]]
+        cells.append(beside("ours", "TRL", "peak_memory", 2))
+        rows.append(cells)
+    columns = ["what", "ours, s an update", "TRL", "speed, TRL = 1", "ours, peak memory, GB", "TRL", "memory, TRL = 1"]
+    return table(columns, rows)
+
+
 # Start of a result file's name -> its table, and the short form of it.
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline_table,
@@ -226,5 +245,6 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "layers": ways_table,
     "vocabulary": ways_table,
     "scaling": scaling_table,
+    "generated": generated_table,
 }
 SUMMARIES: dict[str, Callable[[Result], str]] = {"headline": headline_summary}

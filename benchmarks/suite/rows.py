@@ -1,4 +1,4 @@
-"""The rows that every contender trains on: real ones rendered to plain text, and made ones of token ids."""
+"""The real rows that every contender trains on, rendered to plain text."""
 
 from __future__ import annotations
 
@@ -85,13 +85,3 @@ def write_rows(rows: Sequence[TextRow], file: Path) -> None:
     with file.open("w", encoding="utf-8") as lines:
         for row in rows:
             lines.write(json.dumps({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}) + "\n")
-
-
-def made_row(random: np.random.Generator, length: int, prompt_share: float, vocabulary: int) -> dict[str, list[int]]:
-    """Random token ids: both completions with their prompt are `length` tokens, of which the prompt has its share.
-
-    A prompt has one token at least; ids below 8 are left to special tokens.
-    """
-    prompt = max(1, round(length * prompt_share))
-    sizes = {"prompt": prompt, "chosen": length - prompt, "rejected": length - prompt}
-    return {field: random.integers(8, vocabulary, size).tolist() for field, size in sizes.items()}

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.suite.agreement import disagreements, failures, hold_ups
 from benchmarks.suite.arithmetic import forward_flops, update_flops
-from benchmarks.suite.result_tables import headline_table
-from benchmarks.suite.rows import TextRow, choose, made_row, render, write_rows
+from benchmarks.suite.made import as_text, made_row, tokenizer_of_ids
+from benchmarks.suite.result_tables import generated_table, headline_table
+from benchmarks.suite.rows import TextRow, choose, render, write_rows
 from benchmarks.suite.summary import spread, steady_updates
 from benchmarks.write_tables import PAGES, PLACE, RESULTS, with_tables
 from easydel.data import PreferenceTransform
@@ -119,7 +120,16 @@ def test_a_made_row_has_its_length_and_the_prompt_its_share(share):
     sizes = {field: len(ids) for field, ids in made.items()}
     prompt = max(1, round(100 * share))
     assert sizes == {"prompt": prompt, "chosen": 100 - prompt, "rejected": 100 - prompt}
-    assert min(min(ids) for ids in made.values()) >= 8 and max(max(ids) for ids in made.values()) < 32
+    assert made["chosen"][-1] == made["rejected"][-1] == 1
+    words = [token for ids in (made["prompt"], made["chosen"][:-1], made["rejected"][:-1]) for token in ids]
+    assert min(words) >= 8 and max(words) < 32
+    # As text it is the same row, for us and for whoever tokenises prompt and completion together.
+    tokenizer, text = tokenizer_of_ids(32), as_text(made)
+    pair = PreferenceTransform(tokenizer)({"prompt": text.prompt, "chosen": text.chosen, "rejected": text.rejected})
+    assert isinstance(pair, PreferencePair)
+    for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+        joined = tokenizer(text.prompt + getattr(text, side))["input_ids"]
+        assert joined == made["prompt"] + made[side] == [*pair.prompt_ids.tolist(), *ids.tolist()]
 
 
 def test_contenders_that_trained_alike_agree():
@@ -141,6 +151,14 @@ def test_an_update_that_was_paused_or_had_company_is_found(what):
     assert hold_ups(result(OURS, TRL)) == []
     (found,) = hold_ups(result(held_up, TRL))
     assert found.startswith("ours: update 2 took")
+
+
+def test_a_peer_that_failed_is_in_the_table_with_its_reason():
+    point = {"pairs": 2, "tokens": [[5, 3, 2]] * 3, "runs": [OURS, TRL]}
+    failed = {"contender": "TRL", "trainer": "trl", "pairs": 2, "failure": "ran out of memory or was killed"}
+    table = generated_table({"points": {"base": point, "length 64": point | {"runs": [OURS, failed]}}})
+    assert "| base | 2.00 (2.00 to 2.00) | 6.00 (6.00 to 6.00) | 3.0 | 1.00 | 4.00 | 0.25 |" in table
+    assert "| length 64 | 2.00 (2.00 to 2.00) | ran out of memory or was killed |  | 1.00 |  |  |" in table
 
 
 def test_updates_that_warm_up_are_not_counted():
