@@ -52,21 +52,19 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
 def update_bytes(config: EasyDeLBaseConfig, batch: Batch, layout: PackingLayout, chunk_size: int = 256) -> float:
     """Bytes that an update in float32 cannot do without, when the layers are rebuilt in the backward pass.
 
-    .. math:: 4 P (4 + [m > 1]) + 4 n L (d + d_a) + 4 n (6 d_a + 4 f) + 8 c V
+    .. math:: 16 P + 4 n L (d + d_a) + 4 n (6 d_a + 4 f) + 8 c V
 
-    with P parameters (weight, gradient, two moments; a second gradient where there are m > 1 parts to add up), n places
-    of the largest part, padding among them, what is kept of each of L layers (its input, d wide, attention's result,
-    d_a), then one layer's values with their gradients, the MLP's f wide, and the logits of one chunk of c tokens with
-    their gradient.
+    with P parameters (weight, gradient, two moments), n places of the largest part, padding among them, what is kept of
+    each of L layers (its input, d wide, attention's result, d_a), then one layer's values with their gradients, the
+    MLP's f wide, and the logits of one chunk of c tokens with their gradient.
     """
     hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
-    parts = layout.count_parts(rows, length)
-    places = rows // parts * length
+    places = rows // layout.count_parts(rows, length) * length
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     norms = hidden * (2 * config.num_hidden_layers + 1)
     parameters = layer_weights(config) + embeddings + norms
     attention_width = config.num_attention_heads * config.head_dim
     kept = hidden + attention_width
     one_layer = 6 * attention_width + 4 * config.intermediate_size
-    states = 4.0 * parameters * (4 + (parts > 1))
-    return states + 4.0 * places * (config.num_hidden_layers * kept + one_layer) + 8.0 * chunk_size * config.vocab_size
+    activations = 4.0 * places * (config.num_hidden_layers * kept + one_layer)
+    return 16.0 * parameters + activations + 8.0 * chunk_size * config.vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -55,24 +56,23 @@ def training_step(
         metrics = preference_metrics(score_pairs(model, micro, scoring, remat=remat), micro, objective, totals)
         return metrics["loss"], metrics
 
-    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
-    count = count_parts(*batch["input_ids"].shape)
-    if count == 1:
-        (_, metrics), gradient = loss_and_gradient(trainable, batch, 0)
-    else:
-        parts = split_micro_batches(batch, count)
+    parts = split_micro_batches(batch, count_parts(*batch["input_ids"].shape))
+    # All micro-batches add to one gradient in place: a second one would be as large as the parameters.
+    gradient_refs = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), trainable)
 
-        def metrics_and_gradient(number: int | Array) -> tuple[Metrics, EasyDeLBaseModule]:
-            micro = jax.tree.map(lambda part: part[number], parts)
-            (_, metrics), gradient = loss_and_gradient(trainable, micro, number)
-            return metrics, gradient
+    def loss_of(number: int | Array) -> Callable[[EasyDeLBaseModule], tuple[Array, Metrics]]:
+        micro = jax.tree.map(lambda part: part[number], parts)
+        return lambda trainable: loss(trainable, micro, number)
 
-        def add(number: Array, total: tuple[Metrics, EasyDeLBaseModule]) -> tuple[Metrics, EasyDeLBaseModule]:
-            return jax.tree.map(jnp.add, total, metrics_and_gradient(number))
+    def add(number: Array, total: Metrics) -> Metrics:
+        value, pull_back, metrics = jax.vjp(loss_of(number), trainable, has_aux=True)
+        pull_back.with_refs(gradient_refs)(jnp.ones_like(value))
+        return jax.tree.map(jnp.add, total, metrics)
 
-        shapes = jax.eval_shape(metrics_and_gradient, 0)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        metrics, gradient = jax.lax.fori_loop(0, parts_in_use(parts), add, nothing)
+    _, shapes = jax.eval_shape(loss_of(0), trainable)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    metrics = jax.lax.fori_loop(0, parts_in_use(parts), add, nothing)
+    gradient = jax.tree.map(jax.freeze, gradient_refs)
 
     grad_norm = optax.global_norm(gradient)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])

@@ -87,6 +87,14 @@ def test_the_peak_does_not_grow_with_the_batch():
     assert many.temp_size_in_bytes - few.temp_size_in_bytes < 1.2 * batch < few.temp_size_in_bytes
 
 
+def test_micro_batches_add_to_one_gradient():
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "layer_windows": (None,) * 8}
+    trainer = trainer_of(64, 16, shape, reference_free=True, micro_batch_tokens=128)
+    weights = size_of(trainer.model)
+    print(f"{temporary(trainer) / weights:.2f} times the weights")
+    assert temporary(trainer) < 1.5 * weights
+
+
 def test_the_peak_grows_by_a_chunk_of_logits_with_the_vocabulary():
     pairs, completion, (small, large) = 32, 64, (4096, 16384)
     found = [
