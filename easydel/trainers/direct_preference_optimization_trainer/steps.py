@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ def training_step(
         return lambda trainable: loss(trainable, micro, number)
 
     def add(number: Array, total: Metrics) -> Metrics:
+        pull_back: Any  # annotated by JAX as a mere callable
         value, pull_back, metrics = jax.vjp(loss_of(number), trainable, has_aux=True)
         pull_back.with_refs(gradient_refs)(jnp.ones_like(value))
         return jax.tree.map(jnp.add, total, metrics)
@@ -72,7 +73,7 @@ def training_step(
     _, shapes = jax.eval_shape(loss_of(0), trainable)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     metrics = jax.lax.fori_loop(0, parts_in_use(parts), add, nothing)
-    gradient = jax.tree.map(jax.freeze, gradient_refs)
+    gradient = jax.tree.map(jax.ref.freeze, gradient_refs)
 
     grad_norm = optax.global_norm(gradient)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"])
