@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
+from packaging.version import Version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tiny programs run once: compiling them is most of the suite's time, and half of that is LLVM's optimiser.
+# Tiny programs run once: compiling them is most of the suite's time. Half of that is LLVM's optimiser, and half of the
+# rest the emitters of fused loops, which newer versions cannot do without, and threads for programs too small to split.
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FAST_COMPILATION += " --xla_cpu_parallel_codegen_split_count=1"
+if Version(version("jaxlib")) < Version("0.11"):
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}"
 
 import jax
