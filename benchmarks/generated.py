@@ -23,10 +23,10 @@ from benchmarks.suite import machine
 from benchmarks.suite.agreement import disagreements, failures, hold_ups
 from benchmarks.suite.contenders import Task, run
 from benchmarks.suite.made import BASE, SWEEPS, as_text, made_row, small_model, tokenizer_of_ids
-from benchmarks.suite.rows import write_rows
+from benchmarks.suite.rows import tokens_of_updates, write_rows
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("ours", "TRL")
+COMPARED = [contender for contender in CONTENDERS if contender.name in ("ours", "TRL")]
 
 
 def points() -> dict[str, dict[str, float]]:
@@ -51,17 +51,10 @@ def measure(point: dict[str, float], updates: int, interpreters: dict[str, str])
         tokenizer_of_ids(vocabulary).save_pretrained(folder / "model")
         task = Task(folder / "rows.jsonl", folder / "model", length, pairs, updates, learning_rate=1e-4)
         runs = []
-        for contender in CONTENDERS:
-            if contender.name in NAMES:
-                measured = run(contender, task, interpreters)
-                print(f"{contender.name}: {in_short(measured)}", flush=True)
-                about = {"contender": contender.name, "trainer": contender.trainer, "pairs": pairs}
-                runs.append(about | {"scores_reference": contender.scores_reference} | measured)
-    tokens = [
-        [sum(row.tokens[part] for row in rows[start : start + pairs]) for part in range(3)]
-        for start in range(0, len(rows), pairs)
-    ]
-    return {"point": point, "pairs": pairs, "tokens": tokens, "runs": runs}
+        for contender in COMPARED:
+            runs.append(run(contender, task, interpreters))
+            print(f"{contender.name}: {in_short(runs[-1])}", flush=True)
+    return {"point": point, "pairs": pairs, "tokens": tokens_of_updates(rows, pairs), "runs": runs}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from benchmarks.suite.agreement import disagreements, failures, hold_ups
 from benchmarks.suite.contenders import Contender, Task, run
 from benchmarks.suite.matmul import matmul_rates
 from benchmarks.suite.model_folder import write_model_folder
-from benchmarks.suite.rows import DATA, SETS, choose, write_rows
+from benchmarks.suite.rows import DATA, SETS, choose, tokens_of_updates, write_rows
 
 RESULTS = Path(__file__).parent / "results"
 PRECOMPUTED = {"precompute_ref_log_probs": True}
@@ -54,7 +54,6 @@ def measure(
         rows, left_out = choose(files, arguments.pairs * arguments.updates, tokenizer, arguments.max_length)
         rows_file = Path(folder) / "rows.jsonl"
         write_rows(rows, rows_file)
-        updates = [rows[start : start + arguments.pairs] for start in range(0, len(rows), arguments.pairs)]
         result: dict[str, Any] = {
             "set": name,
             "files": [file.name for file in files],
@@ -63,7 +62,7 @@ def measure(
             "pairs": arguments.pairs,
             "updates": arguments.updates,
             "max_length": arguments.max_length,
-            "tokens": [[sum(row.tokens[part] for row in update) for part in range(3)] for update in updates],
+            "tokens": tokens_of_updates(rows, arguments.pairs),
             "machine": machine.describe(),
             "matmul": [matmul_rates()],
             "runs": [],
@@ -71,12 +70,11 @@ def measure(
         for number in range(arguments.rounds):
             caches: dict[str, Path] = {}
             for contender in contenders:
-                pairs = contender.pairs or arguments.pairs
                 task = Task(
                     rows_file,
                     Path(folder) / "model",
                     arguments.max_length,
-                    pairs,
+                    contender.pairs or arguments.pairs,
                     arguments.updates,
                     learning_rate=1e-5,
                 )
@@ -84,9 +82,7 @@ def measure(
                 if contender.cache is not None:
                     cache = caches.setdefault(contender.cache, Path(tempfile.mkdtemp(dir=folder)))
                 measured = run(contender, task, interpreters, cache)
-                about = {"round": number, "contender": contender.name, "trainer": contender.trainer, "pairs": pairs}
-                about["scores_reference"] = contender.scores_reference
-                result["runs"].append(about | measured)
+                result["runs"].append({"round": number} | measured)
                 output.write_text(json.dumps(result, indent=1) + "\n")
                 print(f"{name}, round {number + 1}, {contender.name}: {in_short(measured)}", flush=True)
             result["matmul"].append(matmul_rates())

@@ -78,7 +78,7 @@ def main() -> None:
             measured = run(contender, task, {"ours": sys.executable}, shared if contender.cache else None)
             print(f"{contender.name}: {in_short(measured)}", flush=True)
             if number > 0:
-                result["runs"].append({"contender": contender.name, "trainer": "ours"} | measured)
+                result["runs"].append(measured)
     wrong = hold_ups(result)
     (arguments.output / "switches.json").write_text(json.dumps(result, indent=1) + "\n")
     if wrong:

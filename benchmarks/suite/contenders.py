@@ -71,7 +71,9 @@ def command(contender: Contender, task: Task, interpreters: Mapping[str, str], o
 
 
 def run(contender: Contender, task: Task, interpreters: Mapping[str, str], cache: Path | None = None) -> dict[str, Any]:
-    """Train, and give what was measured; a contender that fails gives ``{"failure": why}``."""
+    """Train, and give who did what and what was measured, or ``failure``: why there is nothing."""
+    about = {"contender": contender.name, "trainer": contender.trainer, "pairs": task.pairs}
+    about["scores_reference"] = contender.scores_reference
     with tempfile.TemporaryDirectory(prefix="easydel-benchmark-") as name:
         scratch = Path(name)
         # Nothing that an earlier run has kept is found, unless a cache is given; no peer asks the network.
@@ -94,6 +96,6 @@ def run(contender: Contender, task: Task, interpreters: Mapping[str, str], cache
             last_lines = "\n".join(process.stderr.strip().splitlines()[-15:])
             print(f"{contender.name} failed with status {process.returncode}:\n{last_lines}", file=sys.stderr)
             if process.returncode == -signal.SIGKILL:
-                return {"failure": "ran out of memory or was killed"}
-            return {"failure": last_lines.rpartition("\n")[2] or f"status {process.returncode}"}
-        return json.loads(output.read_text())
+                return about | {"failure": "ran out of memory or was killed"}
+            return about | {"failure": last_lines.rpartition("\n")[2] or f"status {process.returncode}"}
+        return about | json.loads(output.read_text())

@@ -20,7 +20,7 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     "vocabulary": (8192, 16384, 32768, 65536, 131072, 262144),
     "prompt_share": (0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9),
 }
-STOP = "<end>"
+STOP, STOP_ID = "<end>", 1
 SPECIAL_IDS = 8  # ids below are no words of a made row
 
 
@@ -44,7 +44,7 @@ def small_model(vocabulary: int, length: int, width: int = 256) -> LlamaForCausa
 
 def tokenizer_of_ids(vocabulary: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose words say their id, with white space between them."""
-    words = {"<pad>": 0, STOP: 1} | {f"t{token}": token for token in range(2, vocabulary)}
+    words = {"<pad>": 0, STOP: STOP_ID} | {f"t{token}": token for token in range(2, vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token=STOP)
@@ -61,7 +61,7 @@ def made_row(random: np.random.Generator, length: int, prompt_share: float, voca
         for field, size in (("prompt", prompt), ("chosen", length - prompt), ("rejected", length - prompt))
     }
     for side in ("chosen", "rejected"):
-        row[side][-1] = 1
+        row[side][-1] = STOP_ID
     return row
 
 
@@ -69,7 +69,7 @@ def as_text(row: dict[str, list[int]]) -> TextRow:
     """The same row in the words of `tokenizer_of_ids`."""
 
     def words(ids: list[int]) -> str:
-        return " ".join(STOP if token == 1 else f"t{token}" for token in ids)
+        return " ".join(STOP if token == STOP_ID else f"t{token}" for token in ids)
 
     prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     # The space after the prompt parts the two, whoever joins them.

@@ -80,6 +80,12 @@ def choose(files: Sequence[Path], count: int, tokenizer: Any, max_length: int) -
     return [chosen[index] for index in random.permutation(len(chosen))], reasons
 
 
+def tokens_of_updates(rows: Sequence[TextRow], pairs: int) -> list[list[int]]:
+    """Tokens of prompts, chosen and rejected completions of every update."""
+    updates = [rows[start : start + pairs] for start in range(0, len(rows), pairs)]
+    return [[sum(row.tokens[part] for row in update) for part in range(3)] for update in updates]
+
+
 def write_rows(rows: Sequence[TextRow], file: Path) -> None:
     """JSON lines of prompt, chosen and rejected."""
     with file.open("w", encoding="utf-8") as lines:

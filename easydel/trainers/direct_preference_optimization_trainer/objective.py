@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
+from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.f_divergence import F_DIVERGENCES
 from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS
 from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES, PairScores, PerPair, sft
-
-if TYPE_CHECKING:
-    from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
