@@ -35,9 +35,9 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
             axis.grid(alpha=0.3)
             if sweep != "prompt_share":
                 axis.set_xscale("log", base=2)
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
         if sweep == "prompt_share":
-            time.set_ylim(bottom=0)
+            time.set_ylim(0, 1.1 * time.get_ylim()[1])
         else:
             time.set_yscale("log")
     axes[0, 0].set_ylabel("seconds an update")
