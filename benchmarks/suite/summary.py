@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 Run = Mapping[str, Any]
-# Seconds of compiling from which an update says nothing of those that follow.
-COMPILES = 0.1
+# Share of an update's seconds spent on compiling, or on reading a compiled program, from which it is a warm-up.
+WARMS_UP = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Summary:
 
 
 def steady_updates(runs: Sequence[Run]) -> list[int]:
-    """Numbers, from 0, of the updates that none of these runs warmed up in: not the first, and no compilation."""
+    """Numbers, from 0, of the updates that none of these runs warmed up in: not the first, and not for a program."""
     updates = min(len(run["updates"]) for run in runs)
-    return [
-        number
-        for number in range(1, updates)
-        if all(run["updates"][number].get("compilation", 0.0) < COMPILES for run in runs)
-    ]
+    return [number for number in range(1, updates) if all(not _warms_up(run["updates"][number]) for run in runs)]
+
+
+def _warms_up(update: Mapping[str, Any]) -> bool:
+    return update.get("compilation", 0.0) > WARMS_UP * update["seconds"]
 
 
 def summarise(runs: Sequence[Run], steady: Sequence[int], forward_flops: Sequence[float] = ()) -> Summary:
