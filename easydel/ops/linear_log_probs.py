@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from easydel.ops.mesh_axes import row_shares
+
+SUMMED_AT_ONCE = 256
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -54,10 +57,13 @@ def _logits(hidden: Array, weight: Array, soft_cap: float | None) -> Array:
 
 def _log_sum_exp(logits: Float[Array, "rows tokens vocab"]) -> Float[Array, "rows tokens"]:
     largest = jnp.max(logits, axis=-1)
-    ones = jnp.ones(logits.shape[-1], logits.dtype)
-    # Summed by a product: on CPU it takes half the time of a reduction that must compute the exponentials as well.
-    sums = jnp.einsum("rtv,v->rt", jnp.exp(logits - largest[..., None]), ones, precision=jax.lax.Precision.HIGHEST)
-    return largest + jnp.log(sums)
+    # Summed by products, block by block: on CPU a reduction that must compute the exponentials as well takes a
+    # fifth to a third longer, and one product over all of the vocabulary loses a hundred times as much to rounding.
+    block = math.gcd(logits.shape[-1], SUMMED_AT_ONCE)
+    exponentials = jnp.exp(logits - largest[..., None]).reshape(*largest.shape, -1, block)
+    ones = jnp.ones(block, logits.dtype)
+    sums = jnp.einsum("rtbv,v->rtb", exponentials, ones, precision=jax.lax.Precision.HIGHEST)
+    return largest + jnp.log(jnp.sum(sums, axis=-1))
 
 
 def _chunking(shape: tuple[int, ...], count: int | Array | None, chunk_size: int) -> tuple[int, int, int | Array]:

@@ -56,6 +56,17 @@ def test_bfloat16_inputs_give_float32_sums_close_to_the_truth():
     np.testing.assert_allclose(log_probs, plain(hidden, weight, targets), atol=1e-5)
 
 
+def test_rounding_over_a_large_vocabulary_does_not_add_up():
+    # Summed one after the other, the many small exponentials of a place are lost to rounding, always downwards.
+    keys = jax.random.split(jax.random.key(1), 3)
+    hidden = jax.random.normal(keys[0], (1, 64, HIDDEN))
+    weight = jax.random.normal(keys[1], (49152, HIDDEN))
+    targets = jax.random.randint(keys[2], (1, 64), 0, 49152)
+    logits = np.asarray(hidden[0], np.float64) @ np.asarray(weight, np.float64).T
+    truth = logits[np.arange(64), np.asarray(targets[0])] - np.log(np.sum(np.exp(logits), axis=-1))
+    assert abs(np.mean(linear_log_probs(hidden, weight, targets)[0] - truth)) < 1e-6
+
+
 def test_extreme_logits_stay_finite():
     hidden, weight, targets, _ = inputs()
     value, gradient = jax.value_and_grad(lambda h: linear_log_probs(h * 1e4, weight, targets).sum())(hidden)

@@ -24,7 +24,7 @@ from easydel.infra.model_digest import model_digest
 logger = logging.getLogger("easydel")
 
 # Raised when the same weights and tokens come to other log-probs than before.
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 # Chosen up to the shorter completion's length and beyond it, the same of rejected, and a checksum.
 VALUE = struct.Struct("<4fI")
 # Another process may be writing.

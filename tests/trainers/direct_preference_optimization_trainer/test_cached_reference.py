@@ -293,7 +293,7 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
 
 def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precomputed(make):
     def collator(pairs):
-        batch = pack(pairs, PackingLayout(padding_value=0))
+        batch = pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
         return {name: value for name, value in batch.items() if name != "pair_keys"}
 
     for _ in range(2):
@@ -306,7 +306,8 @@ def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precom
 
 def test_a_collate_function_that_reorders_pairs_mixes_up_no_log_probs(make):
     def collator(pairs):
-        return pack(sorted(pairs, key=lambda pair: -len(pair.prompt_ids)), PackingLayout(padding_value=0))
+        layout = PackingLayout(padding_value=0, row_multiple=jax.device_count())
+        return pack(sorted(pairs, key=lambda pair: -len(pair.prompt_ids)), layout)
 
     assert make(collator=collator).losses()[0] == pytest.approx(math.log(2), abs=1e-6)
     again = make()
