@@ -835,7 +835,8 @@ def test_a_processor_stands_for_its_tokenizer(make, tiny_model, tokenizer, datas
 
 def test_a_collate_function_that_loses_pairs_or_gives_an_odd_number_of_rows_is_named(make):
     with pytest.raises(DataError, match="was given 4 pairs and gave a batch of 2"):
-        make(collator=lambda pairs: pack(pairs[:2], PackingLayout(padding_value=0))).train()
+        layout = PackingLayout(padding_value=0, row_multiple=jax.device_count())
+        make(collator=lambda pairs: pack(pairs[:2], layout)).train()
     layout = PackingLayout(padding_value=0, packing=False)
     with pytest.raises(DataError, match="a multiple of"):
         make(collator=lambda pairs: pack(pairs, layout), gradient_accumulation_steps=3, total_batch_size=5).train()
