@@ -40,9 +40,9 @@ class Summary:
 
 
 def steady_updates(runs: Sequence[Run]) -> list[int]:
-    """Numbers, from 0, of the updates that none of these runs warmed up in: not the first, and not for a program."""
+    """Numbers, from 0, of the updates that none of these runs warmed up in: not the first, none that got a program."""
     updates = min(len(run["updates"]) for run in runs)
-    return [number for number in range(1, updates) if all(not _warms_up(run["updates"][number]) for run in runs)]
+    return [number for number in range(1, updates) if not any(_warms_up(run["updates"][number]) for run in runs)]
 
 
 def _warms_up(update: Mapping[str, Any]) -> bool:

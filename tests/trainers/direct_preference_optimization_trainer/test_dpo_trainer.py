@@ -834,9 +834,9 @@ def test_a_processor_stands_for_its_tokenizer(make, tiny_model, tokenizer, datas
 
 
 def test_a_collate_function_that_loses_pairs_or_gives_an_odd_number_of_rows_is_named(make):
+    even = PackingLayout(padding_value=0, row_multiple=jax.device_count())
     with pytest.raises(DataError, match="was given 4 pairs and gave a batch of 2"):
-        layout = PackingLayout(padding_value=0, row_multiple=jax.device_count())
-        make(collator=lambda pairs: pack(pairs[:2], layout)).train()
-    layout = PackingLayout(padding_value=0, packing=False)
+        make(collator=lambda pairs: pack(pairs[:2], even)).train()
+    odd = PackingLayout(padding_value=0, packing=False)
     with pytest.raises(DataError, match="a multiple of"):
-        make(collator=lambda pairs: pack(pairs, layout), gradient_accumulation_steps=3, total_batch_size=5).train()
+        make(collator=lambda pairs: pack(pairs, odd), gradient_accumulation_steps=3, total_batch_size=5).train()
