@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(command)(rest)
     except (UsageError, FailedRun) as error:
-        print(f"easydel: error: {error}", file=sys.stderr)
+        from easydel.data.visible import visible  # an error may quote a row or a file
+
+        print(f"easydel: error: {visible(str(error))}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("easydel: interrupted", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
@@ -13,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
-from easydel.data.faults import FaultTally
+from easydel.data.columns import unread_columns
+from easydel.data.faults import FaultTally, listed
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows, readable_rows
 from easydel.data.packing import Batch, PackingLayout
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
-from easydel.data.template_options import refuse_inert_template_options
+from easydel.data.template_options import ROWS, refuse_inert_template_options
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import data_parallel_size, put_batch
@@ -122,6 +124,7 @@ class DPOTrainer(Trainer):
         self.arguments = arguments
         self.data_collator = data_collator
         self._train_dataset = train_dataset
+        self._unread_columns: set[str] = set()  # named already
         self._eval_dataset = eval_dataset
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
@@ -188,6 +191,10 @@ class DPOTrainer(Trainer):
         share, transform = self.arguments.max_dropped_share, self._transform()
         check_first_rows(source, transform, share)
         refuse_inert_template_options(readable_rows(source), transform)
+        unread = unread_columns(islice(readable_rows(source), ROWS))
+        if new := [column for column in unread if column not in self._unread_columns]:
+            self._unread_columns.update(new)
+            logger.warning("columns of the data that are not read: %s.", listed(new))
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
