@@ -197,7 +197,15 @@ def read_options(
 def _tools(row: Mapping[str, Any]) -> list[Any] | None:
     """The row's tools as mappings; a tool, or its parameters, may be JSON text."""
     tools = _json_column(row, "tools", list)
-    return None if tools is None else [_tool(tool, f"tool {number}") for number, tool in enumerate(tools)]
+    return None if tools is None else [_named_tool(tool, f"tool {number}") for number, tool in enumerate(tools)]
+
+
+def _named_tool(tool: Any, where: str) -> dict[str, Any]:
+    tool = _tool(tool, where)
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name", tool.get("name")), str):
+        raise BadRow("tools", "missing value", f'{where} has no name: {describe(tool)}. Give each tool a "name".')
+    return tool
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

@@ -137,13 +137,18 @@ def _documents(row: Mapping[str, Any]) -> list[Any] | None:
         if isinstance(value, str)
         else without_nulls(value, "documents", '"documents"')
     )
-    if not isinstance(documents, list) or not all(isinstance(entry, Mapping | str) for entry in documents):
+    if not isinstance(documents, list) or not all(map(_has_text, documents)):
         raise BadRow(
             "documents",
             "wrong type",
-            f'"documents" is {describe(value)}, expected a list of mappings or its JSON text.',
+            f'"documents" is {describe(value)}, expected a list of mappings with text, or its JSON.',
         )
     return documents
+
+
+def _has_text(document: object) -> bool:
+    texts = document.values() if isinstance(document, Mapping) else [document]
+    return any(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _begins_with(messages: Sequence[Message], start: Sequence[Message]) -> bool:

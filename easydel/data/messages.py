@@ -144,7 +144,7 @@ def _normalise_others(kept: Message, field: str, where: str, nulls_are_own: bool
     if "tool_calls" in kept:
         kept["tool_calls"] = _tool_calls(kept["tool_calls"], field, where)
     elif kept["role"] == "assistant" and is_given(kept.get("function_call")):  # OpenAI's former spelling
-        kept["tool_calls"] = _tool_calls([kept.pop("function_call")], field, where)
+        kept["tool_calls"] = _tool_calls([{"function": kept.pop("function_call")}], field, where)
     if not kept.get("tool_calls"):
         kept.pop("tool_calls", None)
     return kept
@@ -166,8 +166,11 @@ def _call(call: object, field: str, where: str) -> Message:
         call = read_json(call, field, where)
     if not isinstance(call, Mapping):
         raise BadRow(field, "wrong type", f'{where} is {describe(call)}, expected a mapping with "function".')
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _function(call["function"], field, where)}
+    function = call.get("function")
+    if isinstance(function, str) and function.lstrip().startswith("{"):
+        function = read_json(function, field, f'"function" of {where}')
+    if isinstance(function, Mapping):
+        return {"type": "function", **call, "function": _function(function, field, where)}
     return _function(call, field, where)
 
 

@@ -85,12 +85,9 @@ def parts_of_context(tools: Sequence[Any], documents: Sequence[Any]) -> list[Par
         if isinstance(name, str) and name.strip():
             parts.append(Part("tool", f"the tool {listed([name])}", name, "tools"))
     for number, document in enumerate(documents):
-        texts = [document] if isinstance(document, str) else [document.get(key) for key in ("text", "content")]
-        parts += [
-            Part("document", f"document {number}", text, "documents")
-            for text in texts
-            if isinstance(text, str) and text.strip()
-        ]
+        texts = [document] if isinstance(document, str) else document.values()
+        longest = max((text for text in texts if isinstance(text, str)), key=len, default="")
+        parts.append(Part("document", f"document {number}", longest, "documents"))
     return parts
 
 
