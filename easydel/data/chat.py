@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
+from .chat_renderer import ChatRenderer
 from .faults import BadRow
 from .messages import Message
 from .prompt import common_prefix_length
@@ -42,6 +41,7 @@ class ChatTemplate:
     special_tokens: Mapping[int, str]
     tools: list[Any] | None
     kwargs: Mapping[str, Any]
+    renderer: ChatRenderer
 
     def render(self, messages: list[Message], field: str, *, generation_prompt: bool = False) -> str:
         """The conversation as text; with `generation_prompt` it ends where the next answer begins.
@@ -58,18 +58,9 @@ class ChatTemplate:
                 "tokenizer.chat_template = ..., load an instruction-tuned model's tokenizer, or give text columns.",
                 structural=True,
             )
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, tools=self.tools, **self.kwargs
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise BadRow(
-                field,
-                "template error",
-                f'the chat template cannot render "{field}" (roles: {roles}): {error}. Change the messages to what the '
-                "template accepts, or set another tokenizer.chat_template.",
-            ) from error
+        return self.renderer.render(
+            messages, field, generation_prompt=generation_prompt, tools=self.tools, kwargs=self.kwargs
+        )
 
     def render_pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]

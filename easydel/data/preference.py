@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from .chat import ChatTemplate, Rendering
+from .chat_renderer import ChatRenderer
 from .columns import RowOptions, is_token_ids, missing_prompt, read_options, read_pair_columns, read_token_ids
 from .faults import BadRow, RowFault, describe, empty_completion
 from .messages import Message, is_message_list, normalise_messages
@@ -67,6 +70,7 @@ class PreferenceTransform:
       max_prompt_length, max_completion_length: limits of the parts in tokens; None for no limit of their own.
       truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
       tools, chat_template_kwargs: handed to the chat template; a row's own columns win.
+      now: the time that a chat template which shows the date is told, for every row; by default, that of making this.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +80,7 @@ class PreferenceTransform:
     truncation_mode: TruncationMode = "keep_end"
     tools: list | None = None
     chat_template_kwargs: dict | None = None
+    now: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(), compare=False)
 
     def __post_init__(self) -> None:
         self._limits  # noqa: B018  a limit out of range is refused here, not at the first row
@@ -91,6 +96,10 @@ class PreferenceTransform:
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        return ChatRenderer(self.tokenizer, self.now)
 
     @cached_property
     def _limits(self) -> Limits:
@@ -166,7 +175,9 @@ class PreferenceTransform:
         chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
         refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
         special_tokens = self._encoder.special_tokens
-        template = ChatTemplate(self.tokenizer, special_tokens, options.tools, options.chat_template_kwargs)
+        template = ChatTemplate(
+            self.tokenizer, special_tokens, options.tools, options.chat_template_kwargs, self._renderer
+        )
         return split_renderings(
             self._encoder, *template.render_pair(prompt, chosen, rejected), frozenset(special_tokens)
         )
