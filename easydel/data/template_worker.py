@@ -37,7 +37,7 @@ MEMORY_BYTES = 2**29
 TEMPLATE_CHARACTERS = 1_000_000
 # What is rendered must be tokenised by the trainer's own process, so it may not be much more than what was given.
 OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1_000_000, 10
-MESSAGE_CHARACTERS = 250
+MESSAGE_CHARACTERS = 200
 
 HEADER = struct.Struct(">QB")  # length, status
 SIZE = struct.Struct(">Q")

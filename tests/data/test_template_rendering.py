@@ -104,7 +104,8 @@ MISTRAL = """{%- if messages[0]["role"] == "system" %}{%- set system = messages[
     {%- endif %}
 {%- endfor %}"""
 
-GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+GEMMA = """{{ bos_token }}
+{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {% for message in messages %}
 {% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
 {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
@@ -125,10 +126,12 @@ CORNERS = """  {% if true %}
 {% set ns = namespace({'n': 0}, self=1) %}{% for i in range(9) %}{% if i == 5 %}{% break %}{% endif %}
 {% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }} {{ ns.self }} {{ dict(a=1, **{'b': 2}) }} {{ dict.fromkeys('ab', 3) }}
 {{ dict([('x', 1)]) }} {% macro twice(text) -%} {{ text }}{{ caller() }} {%- endmacro %}
-{% call twice('a') %}b{% endcall %} {{ strftime_now('%d %b %Y') }} {{ documents }} {{ tools }} {{ add_generation_prompt }}
+{% call twice('a') %}b{% endcall %} {{ strftime_now('%d %b %Y') }}
+{{ documents }} {{ tools }} {{ add_generation_prompt }}
 {{ bos_token }} {{ eos_token }} {{ pad_token }} {{ unk_token is defined }} {{ none_given is none }} {{ number * 2 }}
 {{ messages[0].thinking is defined }} {{ messages[-1].reasoning_content }} {{ messages[-1].thinking }}
-{{ '<a>' | escape }} {{ '%s' | format('<') }} {{ missing }} {{ missing is defined }} {{ '\u00fc'.encode() is string }}"""
+{{ '<a>' | escape }} {{ '%s' | format('<') }} {{ missing }} {{ missing is defined }}
+{{ '\u00fc'.encode() is string }}"""
 
 TEMPLATES = {
     "chatml": CHATML,
