@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
+from .chat_renderer import ChatRenderer
 from .faults import BadRow
 from .messages import Message, read_call
 from .prompt import common_prefix_length
@@ -60,6 +59,7 @@ class ChatTemplate:
     special_tokens: Mapping[int, str]
     tools: list[Any] | None
     kwargs: Mapping[str, Any]
+    renderer: ChatRenderer
     context: Sequence[Part] = ()
     content_as_parts: bool = False
     arguments_as_text: bool = False
@@ -79,19 +79,13 @@ class ChatTemplate:
                 "tokenizer.chat_template = ..., load an instruction-tuned model's tokenizer, or give text columns.",
                 structural=True,
             )
-        roles = ", ".join(message["role"] for message in messages[-8:])
-        messages = self._in_its_form(messages)
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, tools=self.tools, **self.kwargs
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise BadRow(
-                field,
-                "template error",
-                f'the chat template cannot render "{field}" (roles: {roles}): {error}. Change the messages to what the '
-                "template accepts, or set another tokenizer.chat_template.",
-            ) from error
+        return self.renderer.render(
+            self._in_its_form(messages),
+            field,
+            generation_prompt=generation_prompt,
+            tools=self.tools,
+            kwargs=self.kwargs,
+        )
 
     def render_pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str = ""
@@ -106,7 +100,7 @@ class ChatTemplate:
         try:
             return self._render_pair(prompt, chosen, rejected, prefill)
         except BadRow as bad:
-            if bad.reason not in ("template error", "unstable template"):
+            if bad.structural or bad.reason not in ("template error", "unstable template"):
                 raise
             calls = any("tool_calls" in message for message in (*prompt, *chosen, *rejected))
             for parts, text in ((False, True), (True, False), (True, True)) if calls else ((True, False),):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from .chat import Answer, ChatTemplate, Rendering
+from .chat_renderer import ChatRenderer
 from .columns import RowOptions, is_token_ids, missing_prompt, read_options, read_pair_columns, read_token_ids
 from .context import read_context, refuse_context_of_text, refuse_media
 from .faults import BadRow, RowFault, describe, empty_completion
@@ -72,6 +75,7 @@ class PreferenceTransform:
       max_prompt_length, max_completion_length: limits of the parts in tokens; None for no limit of their own.
       truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
       tools, chat_template_kwargs: handed to the chat template; a row's own columns win.
+      now: the time that a chat template which shows the date is told, for every row; by default, that of making this.
     """
 
     tokenizer: Tokenizer
@@ -81,6 +85,7 @@ class PreferenceTransform:
     truncation_mode: TruncationMode = "keep_end"
     tools: list | None = None
     chat_template_kwargs: dict | None = None
+    now: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(), compare=False)
 
     def __post_init__(self) -> None:
         self._limits  # noqa: B018  a limit out of range is refused here, not at the first row
@@ -96,6 +101,10 @@ class PreferenceTransform:
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        return ChatRenderer(self.tokenizer, self.now)
 
     @cached_property
     def _limits(self) -> Limits:
@@ -186,6 +195,7 @@ class PreferenceTransform:
             special_tokens,
             options.tools,
             {**options.chat_template_kwargs, **documents},
+            self._renderer,
             parts_of_context(options.own_tools, context.documents or ()),
         )
         return split_renderings(

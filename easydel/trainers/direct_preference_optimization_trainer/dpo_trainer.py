@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from easydel.data.chat_renderer import shows_time
 from easydel.data.collate import Collator, ColumnCollator, RowCollator
 from easydel.data.columns import unread_columns
 from easydel.data.faults import FaultTally, listed
@@ -45,6 +47,7 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import Devi
 from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
+from easydel.trainers.direct_preference_optimization_trainer.template_time import TEMPLATE_TIME, time_of_run
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import (
     BatchLoader,
@@ -76,6 +79,8 @@ class DPOTrainer(Trainer):
       eval_dataset: the same for evaluation, or a dict of named sets.
       data_collator: makes the batch from a list of `PreferencePair`; None packs trees.
       callbacks: listeners besides the trackers and the progress bar.
+      now: the time that a chat template with today's date is told, for every row; by default the clock's. A run that
+        is resumed keeps its own.
 
     Attributes:
       processing_class: as given.
@@ -111,6 +116,7 @@ class DPOTrainer(Trainer):
         data_collator: Callable[[Sequence[PreferencePair]], Batch] | None = None,
         *,
         callbacks: Sequence[TrainerCallback] = (),
+        now: datetime.datetime | None = None,
     ):
         if not isinstance(arguments, DPOConfig):
             raise TypeError(f"arguments is a {type(arguments).__name__}, expected a DPOConfig.")
@@ -126,6 +132,10 @@ class DPOTrainer(Trainer):
         self._train_dataset = train_dataset
         self._unread_columns: set[str] = set()  # named already
         self._eval_dataset = eval_dataset
+        self._shows_time = shows_time(self._tokenizer, arguments.chat_template_kwargs)
+        self._now = now or datetime.datetime.now()
+        if self._shows_time:
+            self._now = time_of_run(arguments, self._now)
         policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         if arguments.sync_ref_model and self.model.is_quantized:
@@ -220,6 +230,8 @@ class DPOTrainer(Trainer):
         identity = super().run_identity()
         if isinstance(self.dataloaders.train, PreferenceLoader):
             identity["train_dataset"] = self.dataloaders.train.identity()
+        if self._shows_time:
+            identity[TEMPLATE_TIME] = self._now.isoformat()
         reference = None if self._reference.is_start else self.reference_state
         identity["reference_model"] = None if reference is None else model_digest(reference.model)
         if self.arguments.lora_dropout:
@@ -404,6 +416,7 @@ class DPOTrainer(Trainer):
             "truncation_mode": arguments.truncation_mode,
             "tools": arguments.tools,
             "chat_template_kwargs": arguments.chat_template_kwargs,
+            "now": self._now,
         }
         return PreferenceTransform(self._tokenizer, **(options | overrides))
 

@@ -1,0 +1,168 @@
+"""Messages to text by a tokenizer's chat template: a program by somebody else, which may do anything."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .faults import BadRow, describe
+from .messages import Message
+from .template_process import TemplateFailure, TemplateProcess, shared_process
+from .tokenise import Tokenizer
+
+OF_TRANSFORMERS = ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.apply_chat_template")
+# What `apply_chat_template` takes for itself or gives to the template already.
+RESERVED = frozenset({
+    "conversation", "conversations", "messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
+    "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatRenderer:
+    """Renders as `transformers` does, in a process apart with a budget; other tokenizers render for themselves.
+
+    Attributes:
+      now: what `strftime_now` tells to a template.
+    """
+
+    tokenizer: Tokenizer
+    now: datetime.datetime
+    process: TemplateProcess = field(default_factory=shared_process, compare=False, repr=False)
+
+    def render(
+        self,
+        messages: list[Message],
+        column: str,
+        *,
+        generation_prompt: bool,
+        tools: list[Any] | None,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        """The conversation as text.
+
+        Args:
+          messages: at least one.
+          column: where they are from, for the message of a fault.
+          generation_prompt: whether the text ends where the next answer begins.
+          tools, kwargs: what the template gets besides.
+
+        Raises:
+          BadRow: "template error", structural where no messages would do.
+        """
+        try:
+            owner = _owner_of_template(self.tokenizer)
+            if owner is not None:
+                return self._render_apart(owner, messages, generation_prompt, tools, kwargs)
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt, tools=tools, **kwargs
+            )
+            if not isinstance(text, str):
+                raise TypeError(f"apply_chat_template returned {describe(text)}, expected text")
+            return text
+        except TemplateFailure as failure:
+            raise _fault(messages, column, str(failure), failure.is_structural) from failure
+        # A tokenizer's own method may raise anything; JSON says ValueError and RecursionError of numbers and depth.
+        except Exception as error:
+            raise _fault(messages, column, f"{type(error).__name__}: {error}", False) from error
+
+    def _render_apart(
+        self,
+        owner: Any,
+        messages: list[Message],
+        generation_prompt: bool,
+        tools: list[Any] | None,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        if reserved := RESERVED & kwargs.keys():
+            raise _refused(f"chat_template_kwargs[{min(reserved)!r}] is no variable of a template; leave it out")
+        variables = {
+            **owner.special_tokens_map,
+            **{key: plain(value, f"chat_template_kwargs[{key!r}]") for key, value in kwargs.items()},
+            "messages": [plain(message, f"message {number}", is_lax=True) for number, message in enumerate(messages)],
+            "tools": None if tools is None else [_schema(tool, f"tools[{n}]") for n, tool in enumerate(tools)],
+            "documents": plain(kwargs.get("documents"), "documents"),
+            "add_generation_prompt": generation_prompt,
+        }
+        chosen = variables.pop("chat_template", None)
+        content = json.dumps({"now": self.now.isoformat(), "variables": variables}, ensure_ascii=False)
+        template = owner.get_chat_template(chosen, tools)
+        if not isinstance(template, str):
+            raise TemplateFailure(f"it is {describe(template)}, expected text", is_structural=True)
+        return self.process.render(template, content[1:-1].encode("utf-8", "surrogatepass"))
+
+
+def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:
+    """Whether a chat template asks what day it is."""
+    owner = _owner_of_template(tokenizer)
+    templates = (owner and owner.chat_template, (kwargs or {}).get("chat_template"))
+    return any("strftime_now" in str(template) for template in templates)
+
+
+def plain(value: Any, where: str, *, is_lax: bool = False) -> Any:
+    """A value in JSON's types; `is_lax` writes others as their type's name, which templates never read.
+
+    Raises:
+      TemplateFailure: JSON cannot carry it; `where` names it.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise _refused(f"{where} has the key {describe(key)}, expected text")
+        return {key: plain(item, f"{where}[{key!r}]", is_lax=is_lax) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{number}]", is_lax=is_lax) for number, item in enumerate(value)]
+    if isinstance(value, np.ndarray) or (isinstance(value, np.generic) and not isinstance(value, np.void)):
+        return plain(value.tolist(), where, is_lax=is_lax)
+    if is_lax:
+        return f"<{type(value).__name__}>"
+    raise _refused(f"{where} is {describe(value)}, expected text, numbers, lists and mappings")
+
+
+def _schema(tool: Any, where: str) -> Any:
+    if isinstance(tool, Mapping):
+        return plain(tool, where)
+    if callable(tool):
+        return _schema_of_function(tool)
+    raise _refused(f"{where} is {describe(tool)}, expected a JSON schema or a function")
+
+
+@functools.cache
+def _schema_of_function(function: Callable[..., Any]) -> Any:
+    from transformers.utils import get_json_schema  # loaded already, with the tokenizer
+
+    return get_json_schema(function)
+
+
+def _owner_of_template(tokenizer: Tokenizer) -> Any:
+    """The `transformers` tokenizer whose own method would render; None where an object has a method of its own."""
+    method = tokenizer.apply_chat_template
+    function = getattr(method, "__func__", None)
+    is_theirs = (getattr(function, "__module__", ""), getattr(function, "__qualname__", "")) == OF_TRANSFORMERS
+    return method.__self__ if is_theirs else None  # type: ignore[attr-defined]
+
+
+def _refused(message: str) -> TemplateFailure:
+    return TemplateFailure(message, is_structural=False)
+
+
+def _fault(messages: list[Message], column: str, said: str, is_structural: bool) -> BadRow:
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    if is_structural:
+        message = f"the chat template cannot be used: {said}. Mend it, or set another tokenizer.chat_template."
+    else:
+        roles = ", ".join(message["role"] for message in messages)
+        message = (
+            f'the chat template cannot render "{column}" (roles: {roles}): {said}. Change the messages to what the '
+            "template accepts, or set another tokenizer.chat_template."
+        )
+    return BadRow(column, "template error", message, structural=is_structural)
