@@ -8,8 +8,8 @@ from typing import Any
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 7, 2**31, 2**64, 10**30, 10**400, -(10**30), 0.0, -0.5, 1e-300, 1e308, 0.1,
-    "", "x", "1e400", "\x1b[31m", "silu", "full_attention", [], [[]], [None], [1, 2], ["sliding_attention"], {}, {"a": 1},
-    {"rope_type": "llama3"}, {"rope_type": "linear", "factor": 0}, {"type": "linear", "factor": -4.0},
+    "", "x", "1e400", "\x1b[31m", "silu", "full_attention", [], [[]], [None], [1, 2], ["sliding_attention"], {},
+    {"a": 1}, {"rope_type": "llama3"}, {"rope_type": "linear", "factor": 0}, {"type": "linear", "factor": -4.0},
     {"rope_type": ["x"]}, {"rope_theta": 0, "rope_type": "default"}, {"full_attention": {"rope_theta": 1.0}},
     [[[[[[[[]]]]]]]], "y" * 5000,
 )  # fmt: skip
