@@ -104,9 +104,11 @@ def load_parameters(
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             index = index or (slice(None),) * len(shape)
             if "{layer}" not in name:
-                return _read_finite(files, name, index, param_dtype)
+                return _finite(name, files.read(name, index).astype(param_dtype))
             layers = range(*index[0].indices(shape[0]))
-            return np.stack([_read_finite(files, name.format(layer=layer), index[1:], param_dtype) for layer in layers])
+            names = [name.format(layer=layer) for layer in layers]
+            # Stacking copies, so that each may be the file's own array.
+            return np.stack([_finite(n, files.read(n, index[1:]).astype(param_dtype, copy=False)) for n in names])
 
         return jax.make_array_from_callback(shape, parameter_sharding(path, shape, rules, mesh), read)
 
@@ -130,17 +132,16 @@ def check_layer_count(files: CheckpointFiles, tensor_names: Mapping[str, str]) -
         )
 
 
-def _read_finite(files: CheckpointFiles, name: str, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """A slice of a tensor in another dtype, every entry a finite number."""
-    array = files.read(name, index).astype(dtype)
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array itself, every entry a finite number."""
     # A sum is finite where all entries are, and takes a third of the time of looking at each; one that overflows
     # is looked into.
     with np.errstate(over="ignore", invalid="ignore"):
         is_finite = np.isfinite(array.sum(dtype=np.float32))
     if not is_finite and (count := int((~np.isfinite(array)).sum())):
         raise ValueError(
-            f"tensor {name} holds NaN or infinity as {dtype} ({count} of {array.size} entries); the weights are damaged"
-            f"{', or too large for float16' if dtype == np.float16 else ''}."
+            f"tensor {name} holds NaN or infinity as {array.dtype} ({count} of {array.size} entries); the weights are damaged"
+            f"{', or too large for float16' if array.dtype == np.float16 else ''}."
         )
     return array
 
