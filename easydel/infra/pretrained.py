@@ -140,7 +140,7 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
         is_finite = np.isfinite(array.sum(dtype=np.float32))
     if not is_finite and (count := int((~np.isfinite(array)).sum())):
         raise ValueError(
-            f"tensor {name} holds NaN or infinity as {array.dtype} ({count} of {array.size} entries); the weights are damaged"
+            f"tensor {name} holds NaN or infinity as {array.dtype} ({count} of {array.size} entries): they are damaged"
             f"{', or too large for float16' if array.dtype == np.float16 else ''}."
         )
     return array
