@@ -87,6 +87,11 @@ class GGUFCheckpoint:
         self._last: tuple[str, np.ndarray] | None = None
 
     @property
+    def kept_files(self) -> tuple[tuple[str, str], ...]:
+        """A GGUF file is one file: nothing lies beside it."""
+        return ()
+
+    @property
     def tensor_names(self) -> list[str]:
         """Hugging Face names, in the order of the file."""
         return list(self._tensors)
