@@ -84,7 +84,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} has no {path.name}; expected a Hugging Face model folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError covers text that is no JSON or not UTF-8, and whole numbers of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
