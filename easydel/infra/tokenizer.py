@@ -7,9 +7,10 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -35,6 +36,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = [*TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", CONFIG]
 # What `transformers` 5 writes about a tokenizer in memory, rather than about the tokenizer.
 PRIVATE_SETTINGS = ("backend", "files_loaded", "is_local", "local_files_only", "vocab_file")
+STATED_SETTINGS = ("padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens")
 PRETRAINED_CLASS = "PreTrainedTokenizerFast"
 
 
@@ -87,7 +89,9 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         if not _copy_files(tokenizer, new):
             with _quiet():
                 tokenizer.save_pretrained(str(new))
-            _write_for_all_versions(new / TOKENIZER_CONFIG)
+            # Set since it was made, these are in nothing that save_pretrained writes.
+            stated = {name: getattr(tokenizer, name) for name in STATED_SETTINGS}
+            _write_for_all_versions(new / TOKENIZER_CONFIG, stated)
         # Files of another tokenizer would be read beside the new ones.
         for name in TOKENIZER_FILES:
             if not (new / name).exists():
@@ -124,8 +128,10 @@ def _model_of(folder: Path, name: str) -> PreTrainedConfig:
     """What of ``config.json`` chooses a tokenizer's class; its numbers, which size arrays, are left alone."""
     raw = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     model_type, tokenizer_class = raw.get("model_type"), raw.get("tokenizer_class")
-    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
-    config = AutoConfig.for_model(model_type) if known else PreTrainedConfig()
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        config = AutoConfig.for_model(model_type)
+    else:
+        config = PreTrainedConfig()
     config._name_or_path = name
     if isinstance(tokenizer_class, str):
         config.tokenizer_class = tokenizer_class
@@ -205,9 +211,7 @@ def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "special tokens": tokenizer.special_tokens_map,
         "more special tokens": [str(token) for token in tokenizer.extra_special_tokens],
         "model_max_length": tokenizer.model_max_length,
-        "sides": (tokenizer.padding_side, tokenizer.truncation_side),
-        "decoding": tokenizer.clean_up_tokenization_spaces,
-        "splitting": tokenizer.split_special_tokens,
+        "settings": [getattr(tokenizer, name) for name in STATED_SETTINGS],
         "inputs": list(tokenizer.model_input_names),
     }
 
@@ -223,13 +227,13 @@ def _write_template(folder: Path, template: str | None) -> None:
         (folder / TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
 
 
-def _write_for_all_versions(file: Path) -> None:
+def _write_for_all_versions(file: Path, stated: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Put a ``tokenizer_config.json`` of `transformers` 5 in words that 4.57 reads as well.
 
     ``tokenizer.json`` beside it says everything about how text is cut, and `PreTrainedTokenizerFast` takes it as it is
     in both; a class with a name of its own may add to it, in each version something else.
     """
-    settings = {name: value for name, value in read_json(file).items() if name not in PRIVATE_SETTINGS}
+    settings = {name: value for name, value in read_json(file).items() if name not in PRIVATE_SETTINGS} | dict(stated)
     if (file.parent / "tokenizer.json").is_file():
         settings["tokenizer_class"] = PRETRAINED_CLASS
     extra = settings.get("extra_special_tokens")

@@ -185,7 +185,6 @@ def test_a_setting_of_another_kind_is_refused_in_a_few_words(base, adapter, chan
     "pattern",
     [
         r"(?:a|.|b.|..)+(?=x)",  # every way to cut a name in ones and twos
-        r"(.+)+(.+)+(.+)+(.)\4\4",
         r"(?R)",
         r"(?:(?:(?:(?:.?){50}){50}){50}){50}x",  # three hundred million states once written out
         r"(?x)(?:(?:.?){999#}\n}){999}",
