@@ -29,9 +29,7 @@ def float_dtype(name: str, value: Any) -> np.dtype:
         dtype = np.dtype(jnp.dtype(value)) if value is not None else None
     except (TypeError, ValueError):
         dtype = None
-    if dtype is not None and (
-        str(dtype) in FLOAT_TYPES or (dtype == np.float64 == jax.dtypes.canonicalize_dtype(dtype))
-    ):
+    if dtype is not None and str(dtype) in (*FLOAT_TYPES, str(jax.dtypes.canonicalize_dtype(np.float64))):
         return dtype
     given = shown(value) if isinstance(value, str) else str(dtype or value)[:60]
     more = " float64 needs jax_enable_x64." if dtype == np.float64 else ""

