@@ -151,8 +151,9 @@ def base_of_adapter(folder: Path) -> str:
     """The model an adapter was made for, as its ``adapter_config.json`` names it.
 
     Raises:
-      ValueError: it names none, one at a revision of its own, or another adapter.
+      ValueError: it names none, one at a revision of its own, or another adapter; or it cannot be used at all.
     """
+    _read_config(folder)  # before a base is loaded in vain
     file, config = folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     advice = "load that model and call its load_adapter with this folder."
