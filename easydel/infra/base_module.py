@@ -22,6 +22,7 @@ from easydel.infra.base_config import EasyDeLBaseConfig, hugging_face_keys
 from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
 from easydel.infra.config_keys import is_harmless
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
+from easydel.infra.number_types import float_dtype
 from easydel.infra.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
 from easydel.infra.problems import shown
 from easydel.infra.trainable import split_trainable
@@ -123,7 +124,8 @@ class EasyDeLBaseModule(eqx.Module):
 
         Args:
           files: the tensors and the config.
-          dtype: compute dtype; None is float32 on CPU and bfloat16 on accelerators.
+          dtype: compute dtype, float32, bfloat16 or float16 (which is not trained in); None is float32 on CPU and
+            bfloat16 on accelerators.
           param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
             updates of DPO's size.
           sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
@@ -136,13 +138,12 @@ class EasyDeLBaseModule(eqx.Module):
             )
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype, param_dtype = float_dtype("dtype", dtype), float_dtype("param_dtype", param_dtype)
         check_layer_count(files, cls.tensor_names)
         config = dataclasses.replace(cls.read_config(files.config), kept_files=files.kept_files)
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
         mesh = create_mesh(sharding_axis_dims)
-        return load_parameters(
-            files, skeleton, cls.tensor_names, cls.partition_rules, mesh, np.dtype(jnp.dtype(param_dtype))
-        )
+        return load_parameters(files, skeleton, cls.tensor_names, cls.partition_rules, mesh, param_dtype)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
         """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
@@ -159,7 +160,7 @@ class EasyDeLBaseModule(eqx.Module):
         Raises:
           ValueError: the config was changed to something that the family's ``config.json`` cannot say.
         """
-        own_dtype = None if dtype is None else np.dtype(jnp.dtype(dtype))
+        own_dtype = None if dtype is None else float_dtype("dtype", dtype)
         tensors = named_tensors(self.merge_lora(), self.tensor_names, own_dtype)
         config = self._hugging_face_config()
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.

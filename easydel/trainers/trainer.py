@@ -435,7 +435,9 @@ class Trainer(TrainerHooks):
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(str(folder))
+            from easydel.infra.tokenizer import save_tokenizer  # imports transformers, which a run may do without
+
+            save_tokenizer(self.processing_class, folder)
 
     def _run_callbacks(self) -> list[TrainerCallback]:
         callbacks: list[TrainerCallback] = []

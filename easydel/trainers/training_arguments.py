@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from easydel.infra.name_pattern import check_pattern
 from easydel.trainers.field_checks import check_types, is_default, require
 
 Tracker = Literal["tensorboard"]
@@ -239,9 +240,9 @@ class TrainingArguments:
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
         require(self.lora_seed >= 0, "lora_seed", self.lora_seed, "a whole number of at least 0")
         try:
-            re.compile(self.lora_pattern or "")
-        except re.error as error:
-            raise ValueError(f"lora_pattern={self.lora_pattern!r} is no regular expression: {error}.") from error
+            check_pattern(self.lora_pattern or "")
+        except ValueError as error:
+            raise ValueError(f"lora_pattern: {error}") from error
         if rank is not None:
             return
         for field in dataclasses.fields(self):
