@@ -267,7 +267,7 @@ def test_damaged_pages_of_a_parquet_file_are_an_error_with_its_name(tmp_path):
     damage(path, path.stat().st_size // 2)
     source = ParquetSource(path)
     for read in (lambda: list(source), lambda: source[1500], lambda: list(source.open_shard_at_row(str(path), 10))):
-        with pytest.raises(DataError, match=r"a\.parquet is damaged"):
+        with pytest.raises(DataError, match=r"a\.parquet .*damaged.*snappy"):
             read()
 
 
