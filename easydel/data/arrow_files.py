@@ -270,7 +270,8 @@ def _what_is_wrong(row: pa.RecordBatch) -> str:
         except UnicodeDecodeError as error:
             return f'column "{field.name}" holds text that is not UTF-8 ({error.reason} at byte {error.start})'
         except Exception as error:
-            return f'column "{field.name}" of type {field.type} cannot be read: {first_line(error)}'
+            kind = "nested type" if field.type.num_fields else f"type {field.type}"
+            return f'column "{field.name}" of {kind} cannot be read: {first_line(error)}'
     return "it cannot be read"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import gzip
+import pickle
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from easydel.data.arrow_files import ArrowFile, ParquetFile
 from easydel.data.faults import DataError, UnreadableRow
 from easydel.data.open_source import open_source
 
@@ -74,7 +74,9 @@ FORMATS = {
     "delta.parquet": parquet(
         use_dictionary=False,
         compression="none",
-        column_encoding={"prompt": "DELTA_BYTE_ARRAY", "rejected": "DELTA_LENGTH_BYTE_ARRAY", "weight": "BYTE_STREAM_SPLIT"},
+        column_encoding={
+            "prompt": "DELTA_BYTE_ARRAY", "rejected": "DELTA_LENGTH_BYTE_ARRAY", "weight": "BYTE_STREAM_SPLIT",
+        },
     ),
 }  # fmt: skip
 
@@ -179,3 +181,103 @@ def test_damage_is_read_or_refused(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_much_damage_is_read_or_refused(tmp_path, name):
     assert not breakdowns(name, tmp_path, range(5000))
+
+
+def column(path: Path, values: pa.Array) -> list:
+    """What comes back of a column, read in order and by number; the errors of rows as they are worded."""
+    table = pa.table({"a": values})
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(table, path)
+    else:
+        pa.feather.write_feather(table, str(path))
+    source = open_source(path)
+
+    def attempt(read):
+        try:
+            return read()["a"]
+        except UnreadableRow as error:
+            return str(error)
+
+    rows = iter(source)
+    in_order = [attempt(lambda: next(rows)) for _ in range(len(source))]
+    assert in_order == [attempt(lambda number=number: source[number]) for number in range(len(source))]
+    return in_order
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([Decimal("1.25")]), [Decimal("1.25")]),
+        (pa.array([b"\xff\x00"], pa.binary()), [b"\xff\x00"]),
+        (pa.array(["a", None, "a"]).dictionary_encode(), ["a", None, "a"]),
+        (pa.array([[("k", [("j", 1)])]], pa.map_(pa.string(), pa.map_(pa.string(), pa.int8()))), [{"k": {"j": 1}}]),
+        (pa.array([0], pa.timestamp("us")), [datetime(1970, 1, 1)]),
+        (pa.array(["x" * 40, "y"], pa.string_view()), ["x" * 40, "y"]),
+        (pa.nulls(2), [None, None]),
+    ],
+)
+def test_values_of_every_type_come_back_as_python_holds_them(tmp_path, name, values, expected):
+    assert column(tmp_path / name, values) == expected
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pa.array([0, 1 << 62], pa.timestamp("us")), "of type timestamp[us] cannot be read: date value out of range"),
+        (pa.array([0, 1 << 62], pa.duration("s")), "of type duration[s] cannot be read"),
+        (pa.array([[], [("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int8())), "duplicate key was 'k'"),
+        (pa.array([b"fine", b"caf\xe9"]).view(pa.string()), "holds text that is not UTF-8"),
+        (pa.array([[b"fine"], [b"caf\xe9"]]).view(pa.list_(pa.string())), "holds text that is not UTF-8"),
+    ],
+)
+def test_a_value_that_python_cannot_hold_is_a_bad_row(tmp_path, name, values, words):
+    good, bad = column(tmp_path / name, values)
+    assert good in (datetime(1970, 1, 1), timedelta(0), {}, "fine", ["fine"])
+    assert bad.startswith(f'{name}, row 1: column "a" ') and words in bad
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+def test_a_column_that_comes_twice_is_refused(tmp_path, name):
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    pa.feather.write_feather(table, str(tmp_path / "a.feather"))
+    with pytest.raises(DataError, match=rf'{name} names the column or field "a" twice'):
+        open_source(tmp_path / name)[0]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, name):
+    table = pa.table({"a": pa.array(["a" * (300 << 20)], pa.large_string())})
+    pa.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    pa.feather.write_feather(table, str(tmp_path / "a.feather"), compression="zstd")
+    del table
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=rf"{name} has \d+ bytes and unpacks to 3145\d+"):
+        open_source(tmp_path / name)[0]
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_a_parquet_file_whose_runs_unpack_to_a_bomb_is_refused(tmp_path):
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["x" * 100_000]))
+    pa.parquet.write_table(pa.table({"a": repeated}), tmp_path / "a.parquet", store_schema=False)
+    with pytest.raises(DataError, match="decompression bomb"):
+        open_source(tmp_path / "a.parquet")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", gzip.compress(b"x"), "is gzip-compressed, not a Parquet file"),
+        ("a.arrow", b"PAR1....PAR1", "is a Parquet file, not an Arrow file"),
+        ("a.arrow", pickle.dumps([{"a": 1}]), "is a Python pickle, which is never opened"),
+        ("a.parquet", b"<!DOCTYPE html><html>", "is a web page"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a Git LFS pointer"),
+        ("a.parquet", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'", "is a NumPy array"),
+    ],
+)
+def test_a_file_of_another_format_is_named_by_what_it_is(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} {words}"):
+        open_source(tmp_path / name)[0]
