@@ -18,8 +18,8 @@ from .files import (
     JsonLinesSource,
     JsonSource,
     ParquetSource,
-    local_copy,
 )
+from .remote import asking, file_name, is_remote, is_web, local_copy, masked
 from .sources import CompositeSource, ShardedDataSource
 
 SourceType = Callable[[list[str]], ShardedDataSource]
@@ -59,6 +59,14 @@ def open_source(spec: str | PathLike | Iterable[str | PathLike]) -> ShardedDataS
 
 def _expand(name: str) -> list[str]:
     """The files that a path, glob, folder or URL stands for."""
+    if is_web(name):
+        if _suffix(name) is not None:  # otherwise refused by its name; a web server lists no folder
+            local_copy(name)
+        return [name]
+    return asking(name, lambda: _found(name)) if is_remote(name) else _found(name)
+
+
+def _found(name: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(name)
     remote = "://" in name
 
@@ -68,7 +76,9 @@ def _expand(name: str) -> list[str]:
     if filesystem.isdir(path):
         if not remote and (saved := _saved_dataset_files(Path(path), name)):
             return saved
-        found = sorted(inside for inside in filesystem.ls(path, detail=False) if _suffix(inside) is not None)
+        # A folder may bear the name of a file; it is none.
+        listed = sorted(inside["name"] for inside in filesystem.ls(path, detail=True) if inside["type"] != "directory")
+        found = [inside for inside in listed if _suffix(inside) is not None]
         if not found:
             raise FileNotFoundError(f"the folder {name} holds no file that ends in {_suffixes()}.")
         return [f"{name.rstrip('/')}/{inside.rsplit('/', 1)[-1]}" for inside in found]
@@ -107,13 +117,14 @@ def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:
 
 def _suffix(name: str) -> str | None:
     """The longest known suffix of a file name."""
+    name = file_name(name).lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default=None)
 
 
 def _source_type(name: str) -> SourceType:
     suffix = _suffix(name)
     if suffix is None:
-        raise ValueError(f"{name} has no known suffix; expected one of {_suffixes()}.")
+        raise ValueError(f"{masked(name)} has no known suffix; expected one of {_suffixes()}.")
     # Many .json files are JSON lines; the first character tells.
     if suffix == ".json" and not _is_json_list(name):
         return JsonLinesSource
