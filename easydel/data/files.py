@@ -18,7 +18,7 @@ from .faults import DataError
 from .remote import file_name, local_copy, masked
 from .sources import Row, ShardedDataSource
 from .table_file import TableFile, regular_file
-from .text_files import CsvFile, JsonFile, JsonLinesFile, parse_json_line
+from .text_files import LONGEST_RECORD, CsvFile, JsonFile, JsonLinesFile, parse_json_line
 
 
 class FileSource(ShardedDataSource):
@@ -127,7 +127,10 @@ class CompressedJsonLinesSource(ShardedDataSource):
             path, compression = local_copy(name), fsspec.utils.infer_compression(file_name(name))
             regular_file(path, self.label(name))
             with fsspec.open(str(path), "rb", compression=compression) as file:
-                for number, line in enumerate(file, start=1):
+                # A few kilobytes can unpack to gigabytes without a line end.
+                for number, line in enumerate(iter(lambda: file.readline(LONGEST_RECORD + 1), b""), start=1):
+                    if len(line) > LONGEST_RECORD:
+                        raise DataError(f"{self.label(name)}, line {number} has more than {LONGEST_RECORD} bytes.")
                     if line.strip():
                         yield number, line
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:

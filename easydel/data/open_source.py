@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import groupby
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
+from .byte_index import BYTE_ORDER_MARK
+from .faults import DataError, describe
 from .files import (
     ArrowSource,
     CompressedJsonLinesSource,
@@ -21,6 +23,10 @@ from .files import (
 )
 from .remote import asking, file_name, is_remote, is_web, local_copy, masked
 from .sources import CompositeSource, ShardedDataSource
+from .table_file import regular_file
+from .text_files import parse_json, refuse_other_kinds
+
+FIRST_LINE_BYTES = 1 << 20
 
 SourceType = Callable[[list[str]], ShardedDataSource]
 
@@ -95,14 +101,32 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
     """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order; none for any other folder."""
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = json.loads(splits.read_text())["splits"]
+        names = _listed(splits, "splits", str)
         raise ValueError(
             f"{name} holds the splits {', '.join(names)}; give the folder of one, such as {name}/{names[0]}."
         )
     state = folder / "state.json"
     if not state.is_file():
         return []
-    return [str(folder / entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]]
+    files = [entry.get("filename") for entry in _listed(state, "_data_files", dict)]
+    for file in files:
+        # Nothing outside of the folder belongs to the data set.
+        if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+            raise DataError(f"{state} names {describe(file)}, which is no file beside it. Save the data set again.")
+    return [str(folder / file) for file in files]
+
+
+def _listed(path: Path, key: str, kind: type) -> list[Any]:
+    """The list under a key of a JSON file that `datasets` wrote."""
+    try:
+        regular_file(path, str(path))
+        held = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}. Save the data set again.") from error
+    found = held.get(key) if isinstance(held, dict) else None
+    if not isinstance(found, list) or not found or not all(isinstance(entry, kind) for entry in found):
+        raise DataError(f'{path} has no list "{key}" of what the data set holds. Save the data set again.')
+    return found
 
 
 def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:
@@ -125,15 +149,31 @@ def _source_type(name: str) -> SourceType:
     suffix = _suffix(name)
     if suffix is None:
         raise ValueError(f"{masked(name)} has no known suffix; expected one of {_suffixes()}.")
-    # Many .json files are JSON lines; the first character tells.
-    if suffix == ".json" and not _is_json_list(name):
+    if suffix == ".json" and not _is_one_value(name):
         return JsonLinesSource
     return SUFFIXES[suffix]
 
 
-def _is_json_list(name: str) -> bool:
-    with local_copy(name).open("rb") as file:
-        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+def _is_one_value(name: str) -> bool:
+    """Whether a file is one JSON list or one object around the rows; many .json files are JSON lines."""
+    path = local_copy(name)
+    refuse_other_kinds(path, file_name(name))
+    with path.open("rb") as file:
+        start = file.read(FIRST_LINE_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+        has_more = bool(file.read(1))
+    if not start.startswith(b"{"):
+        return start.startswith(b"[")
+    line, line_end, rest = start.partition(b"\n")
+    if (rest.strip() or has_more) and line_end:
+        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # it goes on behind the line
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return False
+    # One object on one line is a row, unless what it holds is rows.
+    return not ({"chosen", "rejected", "chosen_ids"} & row.keys()) and any(
+        isinstance(value, list) and value and isinstance(value[0], dict) for value in row.values()
+    )
 
 
 def _suffixes() -> str:
