@@ -213,6 +213,9 @@ class PreferenceLoader:
             result = self._transform(self._source[index], index)
         except UnreadableRow as error:
             result = unreadable(error, index)
+        except Exception as error:
+            error.add_note(f"while reading {self._source.locate(index)}")
+            raise
         return Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
 
     def _streamed_outcome(self, row: StreamedRow) -> Outcome:
