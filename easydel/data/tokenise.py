@@ -134,7 +134,9 @@ class Encoder:
         Where it is not known which characters are `words`, it is the first of the special tokens that end it all.
         Special tokens in front of the words, which open a channel or a call, are closed by as many behind them.
         """
-        written = [token for token in range(start, end) if self._is_written_special(encoding, token, stop_ids)]
+        ids = encoding.ids
+        special = [token for token in range(start, end) if ids[token] in stop_ids]
+        written = [token for token in special if self._is_written_special(encoding, token)]
         if not written:
             return None
         behind = [token for token in written if words is not None and encoding.offsets[token][1] > words[1]]
@@ -145,11 +147,11 @@ class Encoder:
         ahead = [token for token in written if token < behind[0]]
         if words is not None:
             ahead = [token for token in ahead if encoding.offsets[token][1] <= words[0]]
-        groups = [next(group) for _, group in groupby(behind, key=lambda token: encoding.ids[token])]
+        groups = [next(group) for _, group in groupby(behind, key=lambda token: ids[token])]
         stop = groups[min(len(ahead), len(groups) - 1)]
         # The words may themselves end in what the template then writes once more.
         while (before := self._last_visible(encoding, start, stop)) is not None:
-            if encoding.ids[before] != encoding.ids[stop]:
+            if ids[before] != ids[stop]:
                 break
             stop = before
         return stop
@@ -164,11 +166,11 @@ class Encoder:
     def _last_visible(self, encoding: Encoding, start: int, end: int) -> int | None:
         return next((token for token in range(end - 1, start - 1, -1) if not encoding.is_blank(token)), None)
 
-    def _is_written_special(self, encoding: Encoding, token: int, stop_ids: frozenset[int]) -> bool:
+    def _is_written_special(self, encoding: Encoding, token: int) -> bool:
         # An unknown character becomes the special token <unk>, but nobody wrote that.
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
-        return token_id in stop_ids and encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+        return encoding.text[start:end].strip() == self.special_tokens.get(token_id)
 
 
 def _spaces_at_end(text: str) -> int:

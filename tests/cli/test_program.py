@@ -117,6 +117,20 @@ def test_show_says_why_a_row_would_be_dropped(model_folder, tmp_path, capsys):
     assert "empty completion" in capsys.readouterr().out
 
 
+def test_show_names_the_columns_that_are_not_read(model_folder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a b", "chosen": " c", "rejected": " d", "score": 3, "weight": 1, "\\u001b[31m": 2}\n')
+    assert main(["show", str(rows), "--model", str(model_folder)]) == 0
+    output = capsys.readouterr().out
+    assert 'not read: "score", "\\x1b[31m"' in output and "\x1b" not in output
+
+
+def test_an_error_shows_control_characters_as_escapes(capsys):
+    assert main(["sh\x1b[31mow"]) == 2
+    error = capsys.readouterr().err
+    assert "sh\\x1b[31mow" in error and "\x1b" not in error
+
+
 @pytest.mark.parametrize("row", ["2", "-1"])
 def test_show_refuses_a_row_that_is_not_there(model_folder, train_file, row, capsys):
     assert main(["show", str(train_file), "--model", str(model_folder), "--row", row]) == 2
