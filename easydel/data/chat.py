@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from .chat_renderer import ChatRenderer
+from .chat_renderer import RowRenderer
 from .faults import BadRow
 from .messages import Message
 from .prompt import common_prefix_length
@@ -31,7 +30,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template with a row's own tools and keyword arguments.
+    """A tokenizer's chat template for one row.
 
     Attributes:
       special_tokens: the tokenizer's special ids and how each is written.
@@ -39,9 +38,7 @@ class ChatTemplate:
 
     tokenizer: Tokenizer
     special_tokens: Mapping[int, str]
-    tools: list[Any] | None
-    kwargs: Mapping[str, Any]
-    renderer: ChatRenderer
+    renderer: RowRenderer
 
     def render(self, messages: list[Message], field: str, *, generation_prompt: bool = False) -> str:
         """The conversation as text; with `generation_prompt` it ends where the next answer begins.
@@ -58,14 +55,13 @@ class ChatTemplate:
                 "tokenizer.chat_template = ..., load an instruction-tuned model's tokenizer, or give text columns.",
                 structural=True,
             )
-        return self.renderer.render(
-            messages, field, generation_prompt=generation_prompt, tools=self.tools, kwargs=self.kwargs
-        )
+        return self.renderer.render(messages, field, generation_prompt=generation_prompt)
 
     def render_pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
     ) -> tuple[Rendering, Rendering]:
         """Both completions, each rendered together with the prompt."""
+        self.renderer.prepare((prompt, True), (prompt + chosen, False), (prompt + rejected, False))
         opened = self.render(prompt, "prompt", generation_prompt=True)
         sides = (
             self._render_side(prompt, opened, chosen, "chosen"),

@@ -175,9 +175,8 @@ class PreferenceTransform:
         chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
         refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
         special_tokens = self._encoder.special_tokens
-        template = ChatTemplate(
-            self.tokenizer, special_tokens, options.tools, options.chat_template_kwargs, self._renderer
-        )
+        renderer = self._renderer.for_row(options.tools, options.chat_template_kwargs)
+        template = ChatTemplate(self.tokenizer, special_tokens, renderer)
         return split_renderings(
             self._encoder, *template.render_pair(prompt, chosen, rejected), frozenset(special_tokens)
         )
