@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-from .chat_renderer import ChatRenderer
+from .chat_renderer import RowRenderer
 from .faults import BadRow
 from .messages import Message, read_call
 from .prompt import common_prefix_length
@@ -46,23 +47,20 @@ class Rendering:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template with a row's own tools and keyword arguments.
+    """A tokenizer's chat template for one row.
 
     Attributes:
       special_tokens: the tokenizer's special ids and how each is written.
+      renderer: renders with the row's tools and keyword arguments.
       context: what the rendering must show beside the messages.
       content_as_parts: whether the template is given content as a list of parts rather than as text.
-      arguments_as_text: whether it is given a call's arguments as JSON text rather than as a mapping.
     """
 
     tokenizer: Tokenizer
     special_tokens: Mapping[int, str]
-    tools: list[Any] | None
-    kwargs: Mapping[str, Any]
-    renderer: ChatRenderer
+    renderer: RowRenderer
     context: Sequence[Part] = ()
     content_as_parts: bool = False
-    arguments_as_text: bool = False
 
     def render(self, messages: list[Message], field: str, *, generation_prompt: bool = False) -> str:
         """The conversation as text; with `generation_prompt` it ends where the next answer begins.
@@ -79,13 +77,7 @@ class ChatTemplate:
                 "tokenizer.chat_template = ..., load an instruction-tuned model's tokenizer, or give text columns.",
                 structural=True,
             )
-        return self.renderer.render(
-            self._in_its_form(messages),
-            field,
-            generation_prompt=generation_prompt,
-            tools=self.tools,
-            kwargs=self.kwargs,
-        )
+        return self.renderer.render(messages, field, generation_prompt=generation_prompt)
 
     def render_pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str = ""
@@ -104,7 +96,8 @@ class ChatTemplate:
                 raise
             calls = any("tool_calls" in message for message in (*prompt, *chosen, *rejected))
             for parts, text in ((False, True), (True, False), (True, True)) if calls else ((True, False),):
-                other = replace(self, content_as_parts=parts, arguments_as_text=text)
+                form = partial(_in_form, content_as_parts=parts, arguments_as_text=text)
+                other = replace(self, renderer=self.renderer.in_form(form), content_as_parts=parts)
                 with suppress(BadRow):
                     return other._render_pair(prompt, chosen, rejected, prefill)
             raise
@@ -112,6 +105,7 @@ class ChatTemplate:
     def _render_pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str
     ) -> tuple[Rendering, Rendering]:
+        self.renderer.prepare((prompt, True), (prompt + chosen, False), (prompt + rejected, False))
         opened = self.render(prompt, "prompt", generation_prompt=True)
         of_prompt = [*self.context]
         for number, message in enumerate(prompt):
@@ -150,13 +144,6 @@ class ChatTemplate:
         if prefill:
             answers[0] = _behind(prefill, answers[0], text, field)
         return Rendering(text, answers[0].start, tuple(answers))
-
-    def _in_its_form(self, messages: list[Message]) -> list[Message]:
-        if self.arguments_as_text:
-            messages = [_with_arguments_as_text(message) for message in messages]
-        if self.content_as_parts:
-            messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
-        return messages
 
     def _refuse_other_notation(self, messages: list[Message], text: str, field: str) -> None:
         """Raise `BadRow` where the template prints Python's lists and dicts: it expects another form."""
@@ -223,6 +210,13 @@ def _in_python(field: str, what: str) -> BadRow:
         f'the chat template writes {what} of "{field}" as Python prints them, not as JSON. Let it write them with '
         "| tojson, or set another tokenizer.chat_template.",
     )
+
+
+def _in_form(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
+    """A message as some templates expect it; see `ChatTemplate`."""
+    if arguments_as_text:
+        message = _with_arguments_as_text(message)
+    return message | {"content": [{"type": "text", "text": message["content"]}]} if content_as_parts else message
 
 
 def _with_arguments_as_text(message: Message) -> Message:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from .messages import Message
 from .template_process import TemplateFailure, TemplateProcess, shared_process
 from .tokenise import Tokenizer
 
+# Messages, and whether the text is to end where the next answer begins.
+Conversation: TypeAlias = tuple[list[Message], bool]
 OF_TRANSFORMERS = ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.apply_chat_template")
 # What `apply_chat_template` takes for itself or gives to the template already.
 RESERVED = frozenset({
@@ -37,66 +39,137 @@ class ChatRenderer:
     now: datetime.datetime
     process: TemplateProcess = field(default_factory=shared_process, compare=False, repr=False)
 
+    def for_row(self, tools: list[Any] | None, kwargs: Mapping[str, Any]) -> RowRenderer:
+        """The same for the conversations of one row, with what its template gets besides."""
+        return RowRenderer(self, tools, kwargs)
+
     def render(
-        self,
-        messages: list[Message],
-        column: str,
-        *,
-        generation_prompt: bool,
-        tools: list[Any] | None,
-        kwargs: Mapping[str, Any],
-    ) -> str:
-        """The conversation as text.
-
-        Args:
-          messages: at least one.
-          column: where they are from, for the message of a fault.
-          generation_prompt: whether the text ends where the next answer begins.
-          tools, kwargs: what the template gets besides.
-
-        Raises:
-          BadRow: "template error", structural where no messages would do.
-        """
+        self, conversations: Sequence[Conversation], tools: list[Any] | None, kwargs: Mapping[str, Any]
+    ) -> list[str | TemplateFailure]:
+        """The text of each conversation; the first failure ends the list."""
         try:
             owner = _owner_of_template(self.tokenizer)
             if owner is not None:
-                return self._render_apart(owner, messages, generation_prompt, tools, kwargs)
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, tools=tools, **kwargs
-            )
-            if not isinstance(text, str):
-                raise TypeError(f"apply_chat_template returned {describe(text)}, expected text")
-            return text
+                return self._render_apart(owner, conversations, tools, kwargs)
         except TemplateFailure as failure:
-            raise _fault(messages, column, str(failure), failure.is_structural) from failure
-        # A tokenizer's own method may raise anything; JSON says ValueError and RecursionError of numbers and depth.
+            return [failure]
+        # JSON says ValueError and RecursionError of numbers and depth, transformers anything of the functions in tools.
         except Exception as error:
-            raise _fault(messages, column, f"{type(error).__name__}: {error}", False) from error
+            return [_refused(f"{type(error).__name__}: {error}")]
+        return self._render_itself(conversations, tools, kwargs)
+
+    def _render_itself(
+        self, conversations: Sequence[Conversation], tools: list[Any] | None, kwargs: Mapping[str, Any]
+    ) -> list[str | TemplateFailure]:
+        answers: list[str | TemplateFailure] = []
+        for messages, generation_prompt in conversations:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generation_prompt, tools=tools, **kwargs
+                )
+            except Exception as error:  # somebody else's method may raise anything
+                return [*answers, _refused(f"{type(error).__name__}: {error}")]
+            if not isinstance(text, str):
+                return [*answers, _refused(f"apply_chat_template returned {describe(text)}, expected text")]
+            answers.append(text)
+        return answers
 
     def _render_apart(
         self,
         owner: Any,
-        messages: list[Message],
-        generation_prompt: bool,
+        conversations: Sequence[Conversation],
         tools: list[Any] | None,
         kwargs: Mapping[str, Any],
-    ) -> str:
+    ) -> list[str | TemplateFailure]:
         if reserved := RESERVED & kwargs.keys():
             raise _refused(f"chat_template_kwargs[{min(reserved)!r}] is no variable of a template; leave it out")
         variables = {
             **owner.special_tokens_map,
             **{key: plain(value, f"chat_template_kwargs[{key!r}]") for key, value in kwargs.items()},
-            "messages": [plain(message, f"message {number}", is_lax=True) for number, message in enumerate(messages)],
             "tools": None if tools is None else [_schema(tool, f"tools[{n}]") for n, tool in enumerate(tools)],
             "documents": plain(kwargs.get("documents"), "documents"),
-            "add_generation_prompt": generation_prompt,
         }
-        chosen = variables.pop("chat_template", None)
-        content = json.dumps({"now": self.now.isoformat(), "variables": variables}, ensure_ascii=False)
-        template = owner.get_chat_template(chosen, tools)
+        template = owner.get_chat_template(variables.pop("chat_template", None), tools)
         if not isinstance(template, str):
             raise TemplateFailure(f"it is {describe(template)}, expected text", is_structural=True)
+        # The conversations of a row share most of their messages; each travels once.
+        numbers: dict[int, int] = {}
+        distinct: list[Any] = []
+        for messages, _ in conversations:
+            for number, message in enumerate(messages):
+                if id(message) not in numbers:
+                    numbers[id(message)] = len(distinct)
+                    distinct.append(plain(message, f"message {number}", is_lax=True))
+        request = {
+            "now": self.now.isoformat(),
+            "variables": variables,
+            "messages": distinct,
+            "conversations": [
+                ([numbers[id(message)] for message in messages], generation_prompt)
+                for messages, generation_prompt in conversations
+            ],
+        }
+        content = json.dumps(request, ensure_ascii=False)
         return self.process.render(template, content[1:-1].encode("utf-8", "surrogatepass"))
+
+
+class RowRenderer:
+    """Renders the conversations of one row, and remembers them by their messages.
+
+    Args:
+      renderer: what renders.
+      tools, kwargs: what the template gets besides.
+      form: makes of a message what the template is given; None gives it as it is.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        tools: list[Any] | None,
+        kwargs: Mapping[str, Any],
+        form: Callable[[Message], Message] | None = None,
+    ):
+        self._renderer = renderer
+        self._tools = tools
+        self._kwargs = kwargs
+        self._form = form
+        self._known: dict[tuple[bool, tuple[int, ...]], str | TemplateFailure] = {}
+        # Each message and what the template is given for it; held, because their ids stand for them.
+        self._given: dict[int, tuple[Message, Message]] = {}
+
+    def in_form(self, form: Callable[[Message], Message]) -> RowRenderer:
+        """The same row with its messages in another form."""
+        return RowRenderer(self._renderer, self._tools, self._kwargs, form)
+
+    def prepare(self, *conversations: Conversation) -> None:
+        """Render all that will be needed at once: the way to the other process costs as much as a rendering."""
+        given = [([*map(self._as_given, messages)], generation_prompt) for messages, generation_prompt in conversations]
+        texts = self._renderer.render(given, self._tools, self._kwargs)
+        for (messages, generation_prompt), text in zip(conversations, texts):
+            self._known[generation_prompt, tuple(map(id, messages))] = text
+
+    def render(self, messages: list[Message], column: str, *, generation_prompt: bool = False) -> str:
+        """The conversation as text; with `generation_prompt` it ends where the next answer begins.
+
+        Args:
+          messages: at least one; not changed between two calls.
+          column: where they are from, for the message of a fault.
+
+        Raises:
+          BadRow: "template error", structural where no messages would do.
+        """
+        key = generation_prompt, tuple(map(id, messages))
+        if key not in self._known:
+            self.prepare((messages, generation_prompt))
+        text = self._known[key]
+        if isinstance(text, TemplateFailure):
+            raise _fault(messages, column, text) from text
+        return text
+
+    def _as_given(self, message: Message) -> Message:
+        if id(message) not in self._given:
+            self._given[id(message)] = message, message if self._form is None else self._form(message)
+        return self._given[id(message)][1]
 
 
 def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:
@@ -155,9 +228,9 @@ def _refused(message: str) -> TemplateFailure:
     return TemplateFailure(message, is_structural=False)
 
 
-def _fault(messages: list[Message], column: str, said: str, is_structural: bool) -> BadRow:
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
-    if is_structural:
+def _fault(messages: list[Message], column: str, failure: TemplateFailure) -> BadRow:
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(failure))
+    if failure.is_structural:
         message = f"the chat template cannot be used: {said}. Mend it, or set another tokenizer.chat_template."
     else:
         roles = ", ".join(message["role"] for message in messages)
@@ -165,4 +238,4 @@ def _fault(messages: list[Message], column: str, said: str, is_structural: bool)
             f'the chat template cannot render "{column}" (roles: {roles}): {said}. Change the messages to what the '
             "template accepts, or set another tokenizer.chat_template."
         )
-    return BadRow(column, "template error", message, structural=is_structural)
+    return BadRow(column, "template error", message, structural=failure.is_structural)

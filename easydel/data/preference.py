@@ -190,13 +190,9 @@ class PreferenceTransform:
         refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
         special_tokens = self._encoder.special_tokens
         documents = {} if context.documents is None else {"documents": context.documents}
+        renderer = self._renderer.for_row(options.tools, {**options.chat_template_kwargs, **documents})
         template = ChatTemplate(
-            self.tokenizer,
-            special_tokens,
-            options.tools,
-            {**options.chat_template_kwargs, **documents},
-            self._renderer,
-            parts_of_context(options.own_tools, context.documents or ()),
+            self.tokenizer, special_tokens, renderer, parts_of_context(options.own_tools, context.documents or ())
         )
         return split_renderings(
             self._encoder, *template.render_pair(prompt, chosen, rejected, prefill), frozenset(special_tokens)

@@ -22,11 +22,11 @@ from . import template_worker
 from .template_worker import (
     CPU_SECONDS,
     HEADER,
+    MEMORY_BYTES,
     SIZE,
     TEMPLATE_CHARACTERS,
     WALL_SECONDS,
     Status,
-    output_limit,
 )
 
 # Rows may bring templates of their own: beyond this many, the process starts anew with room for others.
@@ -77,13 +77,16 @@ class TemplateProcess:
         """
         self._run(template, None)
 
-    def render(self, template: str, request: bytes) -> str:
-        """The text a template makes of a request: what `template_worker` reads, as JSON without its outer braces.
+    def render(self, template: str, request: bytes) -> list[str | TemplateFailure]:
+        """What a template makes of each of the conversations of a request; the first failure ends the list.
 
-        Raises:
-          TemplateFailure: what the template said, or how it goes beyond its budget.
+        Args:
+          request: what `template_worker` reads, as JSON without its outer braces.
         """
-        return self._run(template, request)
+        try:
+            return self._run(template, request)
+        except TemplateFailure as failure:
+            return [failure]
 
     def forget(self) -> None:
         """Begin anew behind a fork: the process is the parent's, and a thread that held the lock is gone."""
@@ -92,7 +95,7 @@ class TemplateProcess:
             self._process.returncode = 0  # not ours to wait for
             self._stop()
 
-    def _run(self, template: str, request: bytes | None) -> str:
+    def _run(self, template: str, request: bytes | None) -> list[str | TemplateFailure]:
         with self._lock:
             try:
                 try:
@@ -107,13 +110,13 @@ class TemplateProcess:
                 self._stop()
                 raise
 
-    def _attempt(self, template: str, request: bytes | None) -> str:
+    def _attempt(self, template: str, request: bytes | None) -> list[str | TemplateFailure]:
         if template not in self._numbers:
             if len(self._numbers) >= TEMPLATES:
                 self._stop()
             self._compile(template)
         if request is None:
-            return ""
+            return []
         assert self._process is not None  # it knows the template
         return self._ask(self._process, b'{"template": %d, %b}' % (self._numbers[template], request))
 
@@ -127,31 +130,28 @@ class TemplateProcess:
         if len(self._refused) >= TEMPLATES:
             self._refused.clear()
         process = self._process or self._start()
-        try:
-            self._ask(process, json.dumps({"source": template}).encode())
-        except TemplateFailure as failure:
-            self._refused[template] = str(failure)
-            raise
+        (answer,) = self._ask(process, json.dumps({"source": template}).encode())
+        if isinstance(answer, TemplateFailure):
+            self._refused[template] = str(answer)
+            raise answer
         self._numbers[template] = len(self._numbers)
 
-    def _ask(self, process: subprocess.Popen[bytes], request: bytes) -> str:
+    def _ask(self, process: subprocess.Popen[bytes], request: bytes) -> list[str | TemplateFailure]:
         """One request and its reply."""
         assert process.stdin is not None and process.stdout is not None
         try:
             _write(process.stdin.fileno(), SIZE.pack(len(request)) + request)
-            status, text = _read_reply(process.stdout.fileno(), 4 * output_limit(request))
+            answers = _read_answers(process.stdout.fileno())
         except (OSError, EOFError) as error:
             self._stop()
             if CPU_SIGNAL is not None and process.returncode == -CPU_SIGNAL:
-                raise _over_time(f"{CPU_SECONDS} s of processor time") from error
+                return [_over_time(f"{CPU_SECONDS} s of processor time")]
             if isinstance(error, TimeoutError):
-                raise _over_time(f"{WALL_SECONDS} s") from error
+                return [_over_time(f"{WALL_SECONDS} s")]
             raise _Died(f"exit code {process.returncode}") from error
-        if status is Status.TEXT:
-            return text
-        if status is Status.UNUSABLE:
+        if any(isinstance(answer, TemplateFailure) and answer.is_structural for answer in answers):
             self._stop()  # memory that it took may not have been given back
-        raise TemplateFailure(text, is_structural=status is Status.UNUSABLE)
+        return answers
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Isolated: no hooks of site-packages, nothing from the environment or the working directory.
@@ -198,20 +198,27 @@ def _write(pipe: int, content: bytes) -> None:
         rest = rest[os.write(pipe, rest) :]
 
 
-def _read_reply(pipe: int, longest: int) -> tuple[Status, str]:
-    """A reply of at most `longest` bytes; `TimeoutError` where it does not come, `EOFError` where it breaks off."""
-    deadline, received, missing = time.monotonic() + WALL_SECONDS, bytearray(), HEADER.size
+def _read_answers(pipe: int) -> list[str | TemplateFailure]:
+    """The texts of a reply; `TimeoutError` where none comes, `EOFError` where it breaks off."""
+    deadline, received, missing = time.monotonic() + WALL_SECONDS, bytearray(), SIZE.size
     while missing > 0:
         _wait(pipe, deadline)
         piece = os.read(pipe, READ_BYTES)
         received += piece
-        if not piece or len(received) > longest + HEADER.size:
+        if not piece or len(received) > MEMORY_BYTES:
             raise EOFError
-        missing = HEADER.size - len(received)
+        missing = SIZE.size - len(received)
         if missing <= 0:
-            missing += HEADER.unpack_from(received)[0]
-    status = Status(HEADER.unpack_from(received)[1])
-    return status, received[HEADER.size :].decode("utf-8", "surrogatepass")
+            missing += SIZE.unpack_from(received)[0]
+    answers: list[str | TemplateFailure] = []
+    start = SIZE.size
+    while start < len(received):
+        size, status = HEADER.unpack_from(received, start)
+        start += HEADER.size + size
+        text = received[start - size : start].decode("utf-8", "surrogatepass")
+        is_text = status == Status.TEXT
+        answers.append(text if is_text else TemplateFailure(text, is_structural=status == Status.UNUSABLE))
+    return answers
 
 
 def _wait(pipe: int, deadline: float) -> None:

@@ -1,7 +1,8 @@
 """The program that renders chat templates, in a process of its own: a template may do there what it wants.
 
 `TemplateProcess` runs this file as a script. It imports jinja2 and nothing of ours, so that it starts in a tenth of a
-second. Requests and replies are bytes behind their length; a reply begins with its `Status`.
+second. Requests and replies are bytes behind their length; a reply is one or more texts, each behind its length and
+`Status`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ TEMPLATE_CHARACTERS = 1_000_000
 OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1_000_000, 10
 MESSAGE_CHARACTERS = 200
 
-HEADER = struct.Struct(">QB")  # length, status
 SIZE = struct.Struct(">Q")
+HEADER = struct.Struct(">QB")  # size and status of a text
 
 
 class Status(IntEnum):
@@ -140,8 +141,8 @@ class Renderer:
         self._environment = make_environment(lambda: self._now)
         self._templates: list[jinja2.Template] = []
 
-    def reply(self, request: bytes) -> str:
-        """The answer to a request: nothing to a template, text to messages.
+    def texts(self, request: bytes) -> Iterator[str]:
+        """The answers to a request: an empty one to a template, one a conversation to messages.
 
         Raises:
           Unusable: the template cannot be compiled, or its text is too long.
@@ -149,15 +150,19 @@ class Renderer:
         content = json.loads(request.decode("utf-8", "surrogatepass"))
         if "source" in content:
             self._templates.append(self._compile(content["source"]))
-            return ""
+            yield ""
+            return
         self._now = datetime.fromisoformat(content["now"])
-        variables = content["variables"]
-        variables["messages"] = [_with_names_of_reasoning(message) for message in variables["messages"]]
-        random.seed(0)  # `random` and `lipsum` would give a row another prompt each time
-        text = self._templates[content["template"]].render(variables)
-        if len(text) > output_limit(request):
-            raise Unusable(f"it writes {len(text)} characters, expected at most {output_limit(request)} for these")
-        return text
+        template, variables = self._templates[content["template"]], content["variables"]
+        messages = [_with_names_of_reasoning(message) for message in content["messages"]]
+        for numbers, generation_prompt in content["conversations"]:
+            random.seed(0)  # `random` and `lipsum` would give a row another prompt each time
+            text = template.render(
+                variables, messages=[messages[number] for number in numbers], add_generation_prompt=generation_prompt
+            )
+            if len(text) > output_limit(request):
+                raise Unusable(f"it writes {len(text)} characters, expected at most {output_limit(request)} for these")
+            yield text
 
     def _compile(self, source: str) -> jinja2.Template:
         try:
@@ -188,17 +193,24 @@ def _describe(error: Exception) -> str:
     return f"{where}{kind}{str(error)[:MESSAGE_CHARACTERS].rstrip('.')}"
 
 
-def answer(renderer: Renderer, request: bytes) -> tuple[Status, bytes]:
-    """A request's reply, whatever the template does."""
+def reply(renderer: Renderer, request: bytes) -> bytes:
+    """A request's reply, whatever the template does: texts as far as it comes, then what ended them."""
+    parts = []
     try:
-        return Status.TEXT, renderer.reply(request).encode("utf-8", "surrogatepass")
+        for text in renderer.texts(request):
+            parts.append(_with_header(Status.TEXT, text.encode("utf-8", "surrogatepass")))
     except Unusable as error:
-        status, said = Status.UNUSABLE, str(error)
+        parts.append(_with_header(Status.UNUSABLE, str(error).encode("utf-8", "backslashreplace")))
     except MemoryError:
-        status, said = Status.UNUSABLE, f"it needs more than {MEMORY_BYTES >> 20} MiB of memory"
+        said = f"it needs more than {MEMORY_BYTES >> 20} MiB of memory"
+        parts.append(_with_header(Status.UNUSABLE, said.encode()))
     except Exception as error:
-        status, said = Status.FAILED, _describe(error)
-    return status, said.encode("utf-8", "backslashreplace")
+        parts.append(_with_header(Status.FAILED, _describe(error).encode("utf-8", "backslashreplace")))
+    return b"".join(parts)
+
+
+def _with_header(status: Status, text: bytes) -> bytes:
+    return HEADER.pack(len(text), status) + text
 
 
 @contextlib.contextmanager
@@ -237,8 +249,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     renderer = Renderer()
     while len(size := requests.read(SIZE.size)) == SIZE.size:
         with time_limit():
-            status, body = answer(renderer, requests.read(SIZE.unpack(size)[0]))
-        replies.write(HEADER.pack(len(body), status) + body)
+            body = reply(renderer, requests.read(SIZE.unpack(size)[0]))
+        replies.write(SIZE.pack(len(body)) + body)
         replies.flush()
 
 

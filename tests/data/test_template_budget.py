@@ -33,9 +33,9 @@ ROW = {"prompt": MESSAGES, "chosen": [say("assistant", "The North Sea.")], "reje
 
 
 def fault_of(template: object) -> BadRow:
-    renderer = ChatRenderer(special_tokens(template), NOW)
+    renderer = ChatRenderer(special_tokens(template), NOW).for_row(None, {})
     with pytest.raises(BadRow) as caught:
-        renderer.render(MESSAGES, "prompt", generation_prompt=True, tools=None, kwargs={})
+        renderer.render(MESSAGES, "prompt", generation_prompt=True)
     assert caught.value.reason == "template error" and len(caught.value.message) < 500
     assert all(character.isprintable() for character in caught.value.message)
     return caught.value
@@ -124,7 +124,7 @@ def test_a_good_template_renders_after_every_bad_one():
     good = ChatRenderer(special_tokens("{{ messages[0].content }}"), NOW)
     for bad in ("{{ 'x' * 10 ** 9 }}", "{{ 1 / 0 }}", "{{"):
         fault_of(bad)
-        assert good.render(MESSAGES, "prompt", generation_prompt=False, tools=None, kwargs={}) == "Name a sea."
+        assert good.for_row(None, {}).render(MESSAGES, "prompt") == "Name a sea."
 
 
 def test_this_process_stays_as_small_as_it_was():
@@ -181,8 +181,11 @@ def test_a_tokenizers_own_method_may_raise_anything(chatml):
 # The process
 
 
+REQUEST = b'"now": "2025-03-01T00:00:00", "variables": {}, "messages": [], "conversations": [[[], false]]'
+
+
 def child_of(process: TemplateProcess) -> int:
-    process.render("x", b'"now": "2025-03-01T00:00:00", "variables": {"messages": []}')
+    assert process.render("x", REQUEST) == ["x"]
     return process._process.pid
 
 
@@ -218,8 +221,7 @@ def test_a_template_is_compiled_once():
 def test_rows_may_bring_any_number_of_templates():
     process = TemplateProcess()
     for number in range(150):
-        text = process.render(f"{number}", b'"now": "2025-03-01T00:00:00", "variables": {"messages": []}')
-        assert text == str(number)
+        assert process.render(f"{number}", REQUEST) == [str(number)]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
@@ -243,8 +245,10 @@ def test_threads_get_each_their_own_answers():
     process = TemplateProcess()
 
     def ask(number: int) -> str:
-        request = f'"now": "2025-03-01T00:00:00", "variables": {{"messages": [], "number": {number}}}'
-        return process.render(f"{number % 7}: {{{{ number }}}}", request.encode())
+        request = REQUEST.replace(b'"variables": {}', b'"variables": {"number": %d}' % number)
+        (text,) = process.render(f"{number % 7}: {{{{ number }}}}", request)
+        assert isinstance(text, str)
+        return text
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(400))) == [f"{number % 7}: {number}" for number in range(400)]
@@ -259,9 +263,9 @@ def test_an_interrupted_request_leaves_no_answer_behind():
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(100):
-            process.render(slow, b'"now": "2025-03-01T00:00:00", "variables": {"messages": []}')
+            process.render(slow, REQUEST)
     timer.join()
-    assert process.render("quick", b'"now": "2025-03-01T00:00:00", "variables": {"messages": []}') == "quick"
+    assert process.render("quick", REQUEST) == ["quick"]
 
 
 def render_elsewhere(transform: PreferenceTransform) -> list[int]:
@@ -327,4 +331,4 @@ def test_the_process_works_without_limits_where_the_system_has_none():
     done = subprocess.run(
         [sys.executable, "-c", code], input=len(request).to_bytes(8, "big") + request, capture_output=True, check=True
     )
-    assert done.stdout == bytes(9) and done.stderr == b""
+    assert done.stdout == (9).to_bytes(8, "big") + bytes(9) and done.stderr == b""

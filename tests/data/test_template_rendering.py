@@ -183,8 +183,8 @@ def special_tokens(template: object) -> PreTrainedTokenizerFast:
 
 
 def render(tokenizer, messages, *, generation_prompt=False, tools=None, now=NOW, **kwargs) -> str:
-    renderer = ChatRenderer(tokenizer, now)
-    return renderer.render(messages, "prompt", generation_prompt=generation_prompt, tools=tools, kwargs=kwargs)
+    renderer = ChatRenderer(tokenizer, now).for_row(tools, kwargs)
+    return renderer.render(messages, "prompt", generation_prompt=generation_prompt)
 
 
 def of_transformers(tokenizer, messages, *, generation_prompt, tools, **kwargs) -> str:
@@ -313,3 +313,28 @@ def test_what_a_message_holds_besides_never_reaches_the_template_as_an_object():
     tokenizer = special_tokens("{{ messages[0].when }} {{ messages[0].image }}")
     assert render(tokenizer, [message]) == "<datetime> <bytes>"
     assert of_transformers(tokenizer, [message], generation_prompt=False, tools=None) == "<datetime> <bytes>"
+
+
+def test_conversations_of_a_row_rendered_at_once_are_those_rendered_alone():
+    messages = CONVERSATIONS["tool call"]
+    wanted = [(messages[:1], True), (messages, False), (messages, True), (messages[:3], False)]
+    for template in (CHATML, LLAMA31):
+        tokenizer = special_tokens(template)
+        at_once = ChatRenderer(tokenizer, NOW).for_row([TOOL], {})
+        at_once.prepare(*wanted)
+        tokenizer.chat_template = None  # nothing is rendered any more
+        texts = [at_once.render(some, "prompt", generation_prompt=prompt) for some, prompt in wanted]
+        tokenizer.chat_template = template
+        assert texts == [render(tokenizer, some, generation_prompt=prompt, tools=[TOOL]) for some, prompt in wanted]
+
+
+def test_the_first_failure_among_several_is_told_of_its_own_conversation():
+    template = "{% if messages | length > 1 %}{{ raise_exception('too long') }}{% endif %}short"
+    messages = CONVERSATIONS["answered"]
+    row = ChatRenderer(special_tokens(template), NOW).for_row(None, {})
+    row.prepare((messages[:1], True), (messages, False), (messages[:1], False))
+    assert row.render(messages[:1], "prompt", generation_prompt=True) == "short"
+    with pytest.raises(BadRow, match="too long") as caught:
+        row.render(messages, "chosen")
+    assert caught.value.field == "chosen"
+    assert row.render(messages[:1], "prompt") == "short"
