@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,8 +66,9 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
 
 def read_arrays(folder: Path, like: Tree) -> Tree:
     """`load_arrays` of a folder that has been verified."""
-    wanted, arrays = arrays_by_path(like), folder / ARRAYS
-    with ocp.StandardCheckpointer() as checkpointer:
+    wanted = arrays_by_path(like)
+    with _plain_path(folder) as path, ocp.StandardCheckpointer() as checkpointer:
+        arrays = path / ARRAYS
         metadata = checkpointer.metadata(arrays).item_metadata
         if metadata is None:
             raise DamagedFolder(f"the saved state in {folder} is damaged (the list of its arrays is missing).")
@@ -97,30 +100,32 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         shutil.rmtree(new, ignore_errors=True)
         return WriteError(f"{folder} ({size / 1e6:.1f} MB) could not be written: {_reason(error, folder.parent)}")
 
-    # From here to the end: threads of Orbax log a failure, with tracebacks, whenever it happens.
-    orbax_log, quiet = logging.getLogger("absl"), _NotOfOrbax()
-    orbax_log.addFilter(quiet)
+    # To the end, since threads of Orbax log a failure whenever it happens.
+    to_the_end = contextlib.ExitStack()
+    to_the_end.enter_context(_quiet_orbax())
     try:
         shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
         for name, text in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text(text, encoding="utf-8")
-        checkpointer = ocp.StandardCheckpointer()
-        checkpointer.save(new / ARRAYS, arrays)
+        # With a folder that is made on another thread, and cannot be, all other threads wait for minutes.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        checkpointer = ocp.StandardCheckpointer(async_options=options)
+        checkpointer.save(to_the_end.enter_context(_plain_path(new)) / ARRAYS, arrays)
     except Exception as error:  # Orbax has no type of its own for a disk that is full
-        orbax_log.removeFilter(quiet)
+        to_the_end.close()
         raise failed(error) from error
 
     def finish() -> None:
         try:
-            checkpointer.close()
+            with to_the_end:
+                checkpointer.close()
             manifest = json.dumps({"files": _contents(new)}, separators=(",", ":"))
             (new / MANIFEST).write_text(manifest, encoding="utf-8")
             new.rename(folder)
         except Exception as error:
             raise failed(error) from error
-        finally:
-            orbax_log.removeFilter(quiet)
 
     return finish
 
@@ -187,10 +192,31 @@ def _reason(error: Exception, folder: Path) -> str:
 
 
 class _NotOfOrbax(logging.Filter):
-    """Orbax tells one failure many times, with tracebacks; we tell it once."""
-
     def filter(self, record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Orbax tells one failure many times, with tracebacks; we tell it once."""
+    log, quiet = logging.getLogger("absl"), _NotOfOrbax()
+    log.addFilter(quiet)
+    try:
+        yield
+    finally:
+        log.removeFilter(quiet)
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path to a folder that Orbax can use: "[" in it would be taken for a pattern, which nothing matches."""
+    if "[" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="easydel-") as elsewhere:
+        link = Path(elsewhere) / "folder"
+        link.symlink_to(folder)
+        yield link
 
 
 def _check_same_arrays(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, jax.Array]) -> None:

@@ -166,8 +166,8 @@ def _read_update(entry: Any) -> Update:
         update = Update(**(entry | {"statistics": BatchStatistics(**entry["statistics"])}))
         check_types(update.statistics)
         numbers = [*update.metrics.values(), *update.statistics.means.values()]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError("log.updates") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"log.updates: {error}") from error
     is_right = type(update.step) is int and type(update.nonfinite) is bool
     if not is_right or not all(type(number) in (int, float, list) for number in numbers):
         raise ValueError("log.updates")
