@@ -113,7 +113,7 @@ def _train(trainer: DPOTrainer, run: RunOptions) -> TrainerOutput:
             raise FailedRun(str(error)) from error
         except WriteError as error:
             # The run has come to its end: only its last checkpoint is missing.
-            raise FailedRun(f"{error} It was written to {_save(trainer, run)}.") from error
+            raise FailedRun(f"{error} The model was written to {_save(trainer, run)}.") from error
 
 
 def _save(trainer: DPOTrainer, run: RunOptions) -> Path:
