@@ -349,6 +349,9 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
         new = Path(name)
-        yield new
+        try:
+            yield new
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise OSError(f"{folder} could not be written: {error}") from error
         for path in new.iterdir():
             path.replace(folder / path.name)

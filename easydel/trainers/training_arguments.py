@@ -143,8 +143,8 @@ class TrainingArguments:
             "a whole number from 0 to 4294967295",
         )
         self._check_shuffling()
-        is_folder_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\]", self.model_name)
-        require(is_folder_name, "model_name", self.model_name, "the name of a folder in save_directory")
+        is_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", self.model_name)
+        require(is_name, "model_name", self.model_name, "the name of a folder in save_directory")
         self._check_lora()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
@@ -170,7 +170,9 @@ class TrainingArguments:
         self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
         from easydel.trainers.optimizers import check_optimizer_kwargs
+        from easydel.trainers.trackers import check_trackers
 
+        check_trackers(self.report_to)
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
 
     def _check_checkpoints(self) -> None:
