@@ -169,7 +169,11 @@ def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
         config = DPOConfig(**{name: value for name, value in values.items() if name not in of_the_run})
     if config.save_directory is None:
         raise UsageError("save_directory=None would throw the trained model away; name a folder, or leave it out.")
-    return RunOptions(**{name: value for name, value in values.items() if name in of_the_run}), config
+    run = RunOptions(**{name: value for name, value in values.items() if name in of_the_run})
+    if run.reference_model is not None:
+        with refusing(ValueError):
+            config.check_reference(f"reference_model={run.reference_model} has")
+    return run, config
 
 
 def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:

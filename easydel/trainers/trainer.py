@@ -56,6 +56,20 @@ logger = logging.getLogger("easydel")
 BATCHES_ON_DEVICE = 2
 
 
+def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> EasyDeLBaseModule:
+    """The model itself, or that of a state.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
+        raise TypeError(
+            f"{name} is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
+            "AutoEasyDeLModelForCausalLM.from_pretrained."
+        )
+    return model.model if isinstance(model, EasyDeLState) else model
+
+
 class Trainer(TrainerHooks):
     """Trains a model: batches in, updates, logs, evaluations out.
 
@@ -80,11 +94,7 @@ class Trainer(TrainerHooks):
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
-            raise TypeError(
-                f"model is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
-                "AutoEasyDeLModelForCausalLM.from_pretrained."
-            )
+        model = model_of(model)
         enable_compilation_cache()
         self.arguments = arguments
         self.processing_class = processing_class
@@ -114,7 +124,7 @@ class Trainer(TrainerHooks):
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
         """The state to train, on its mesh, trained parameters in buffers of their own."""
-        policy = with_adapters(model.model if isinstance(model, EasyDeLState) else model, self.arguments)
+        policy = with_adapters(model_of(model), self.arguments)
         # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
         policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
