@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, EasyDeLBaseModule, load_tokenizer, open_source
+from easydel.data import PreferenceTransform, RowFault
 from easydel.infra.download import smollm2_135m_instruct
 
 DATA = Path(__file__).parent / "data"
@@ -47,7 +48,7 @@ def main(options: Quickstart) -> None:
 
     train_dataset = open_source(DATA / "train.jsonl")
     held_out = Dataset.from_list(list(open_source(DATA / "heldout.jsonl"))).select(range(HELD_OUT_PAIRS))
-    questions = held_out["prompt"][:2]
+    questions = list(held_out.select(range(2)))
     answers_before = answer(model, tokenizer, questions)
 
     config = DPOConfig(
@@ -85,19 +86,19 @@ def main(options: Quickstart) -> None:
     )
 
 
-def answer(model: EasyDeLBaseModule, tokenizer: Any, conversations: list[list[dict[str, str]]]) -> list[str]:
-    """The model's greedy answers."""
-    prompts = [
-        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
-        for conversation in conversations
-    ]
+def answer(model: EasyDeLBaseModule, tokenizer: Any, rows: list[dict[str, Any]]) -> list[str]:
+    """The model's greedy answers to the prompts of rows."""
+    pairs = [PreferenceTransform(tokenizer, max_length=None, max_prompt_length=None)(row) for row in rows]
+    if faults := [pair.message for pair in pairs if isinstance(pair, RowFault)]:
+        raise SystemExit("\n".join(faults))
+    prompts = [pair.prompt_ids.tolist() for pair in pairs]
     answers = model.generate(prompts, max_new_tokens=ANSWER_TOKENS, stop_token_ids=[tokenizer.eos_token_id])
     return [tokenizer.decode(tokens) + (" […]" if len(tokens) == ANSWER_TOKENS else "") for tokens in answers]
 
 
-def show_answers(conversations: list[list[dict[str, str]]], before: list[str], after: list[str]) -> None:
-    for conversation, old, new in zip(conversations, before, after):
-        table = Table(title=conversation[-1]["content"], show_header=False, show_lines=True)
+def show_answers(rows: list[dict[str, Any]], before: list[str], after: list[str]) -> None:
+    for row, old, new in zip(rows, before, after):
+        table = Table(title=row["prompt"][-1]["content"], show_header=False, show_lines=True)
         table.add_row("before", old)
         table.add_row("after", new)
         console.print(table)

@@ -22,13 +22,36 @@ def open_tokenizer(model: str, chat_template: str | None) -> PreTrainedTokenizer
     with refusing(OSError, ValueError):
         tokenizer = load_tokenizer(model)
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"the chat template {chat_template} cannot be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"the chat template {chat_template} is not UTF-8 text: {error}.") from error
+        tokenizer.chat_template = read_chat_template(chat_template)
     return tokenizer
+
+
+def read_chat_template(file: str) -> str:
+    """The chat template in a file.
+
+    Raises:
+      UsageError: it cannot be read, or is no template.
+    """
+    from easydel.data.template_process import TemplateFailure, shared_process
+    from easydel.data.template_worker import TEMPLATE_CHARACTERS
+
+    try:
+        # A byte order mark would be rendered into every row.
+        with Path(file).expanduser().open(encoding="utf-8-sig") as stream:
+            template = stream.read(TEMPLATE_CHARACTERS + 1)
+    except OSError as error:
+        raise UsageError(f"the chat template {file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the chat template {file} is not UTF-8 text: {error}.") from error
+    if len(template) > TEMPLATE_CHARACTERS:
+        raise UsageError(f"the chat template {file} has more than {TEMPLATE_CHARACTERS} characters.")
+    if "{{" not in template and "{%" not in template:
+        raise UsageError(f"{file} is no chat template: it holds neither {{{{ ... }}}} nor {{% ... %}}.")
+    try:
+        shared_process().compile(template)
+    except TemplateFailure as failure:
+        raise UsageError(f"the chat template {file} cannot be used: {failure}.") from failure
+    return template
 
 
 def open_rows(files: str | Sequence[str]) -> ShardedDataSource:

@@ -14,6 +14,7 @@ import pytest
 
 import easydel
 from easydel.cli import main
+from easydel.cli.inputs import read_chat_template
 from easydel.infra.state_files import WriteError
 from easydel.infra.tokenizer import load_tokenizer
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
@@ -319,3 +320,34 @@ def test_help_and_wrong_commands_need_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+GOOD_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (GOOD_TEMPLATE.encode("utf-16"), "is not UTF-8 text"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"{{ x }}" * 200_000, "has more than 1000000 characters"),
+        (b"", "is no chat template"),
+        (b'{"bos_token": "<s>"}', "is no chat template"),
+        (b"a\n{% for m in messages %}{{ m.content }", "cannot be used: line 2: unexpected '}'"),
+        (b"{{ " + b"[" * 5000, "cannot be used: RecursionError"),
+    ],
+)
+def test_a_file_that_is_no_chat_template_is_refused_in_one_line(
+    model_folder, train_file, tmp_path, content, said, capsys
+):
+    template = tmp_path / "template.jinja"
+    template.write_bytes(content)
+    assert main(["show", str(train_file), "--model", str(model_folder), "--chat-template", str(template)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("easydel: error: ") and str(template) in line and said in line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_chat_template(tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_bytes(b"\xef\xbb\xbf" + GOOD_TEMPLATE.replace("}{", "}\r\n{").encode())
+    assert read_chat_template(str(template)) == GOOD_TEMPLATE.replace("}{", "}\n{")
