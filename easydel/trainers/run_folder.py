@@ -129,20 +129,19 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def read_log(run_folder: Path, last_step: int) -> list[LogLine]:
-    """The lines of a run's log up to an update; what a kill cut short, or is no line of a log, is left out."""
+def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
+    """The lines of a run's log; None for one that is of a later update, was cut short, or is no line of a log."""
     try:
         text = (run_folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    lines = []
+    lines: list[LogLine | None] = []
     for entry in text.splitlines():
         try:
             line = json.loads(entry)
         except (ValueError, RecursionError):
-            continue
-        if is_log_line(line) and line["step"] <= last_step:
-            lines.append(as_log_line(line))
+            line = None
+        lines.append(as_log_line(line) if is_log_line(line) and line["step"] <= last_step else None)
     return lines
 
 

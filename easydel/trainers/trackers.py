@@ -108,7 +108,7 @@ class JsonLinesTracker(Watcher):
 
 
 def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> list[LogLine]:
-    """The log of a run up to a checkpoint: its latest lines as the checkpoint keeps them, older ones from the file.
+    """The log of a run up to a checkpoint: its latest lines as the checkpoint keeps them, others from the file.
 
     Raises:
       ValueError: these are not the notes of `JsonLinesTracker`.
@@ -116,10 +116,12 @@ def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> 
     before, latest = notes.get("before"), notes.get("latest")
     if type(before) is not int or not isinstance(latest, list) or not all(map(is_log_line, latest)):
         raise ValueError("lines")
-    if not before:
-        return list(map(as_log_line, latest))
-    kept = {json_line(line) for line in latest}
-    older = [line for line in read_log(run_folder, last_step) if json_line(line) not in kept][:before]
+    kept, end = {json_line(line) for line in latest}, before + len(latest)
+    lines = read_log(run_folder, last_step)
+    new = [line if line is not None and json_line(line) not in kept else None for line in lines]
+    older = [line for line in new[:end] if line is not None][:before]
+    # Evaluations that were asked for behind the checkpoint; its own updates are logged again.
+    own = [line for line in new[end:] if line is not None and not any(name.startswith("train/") for name in line)]
     if _digest(map(json_line, older)) != notes.get("digest"):
         logger.warning(
             "%s was damaged: %d of the %d lines before update %d are there. The lines from then on are complete.",
@@ -128,7 +130,7 @@ def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> 
             before,
             latest[0]["step"] if latest else last_step,
         )
-    return older + list(map(as_log_line, latest))
+    return [*older, *map(as_log_line, latest), *own]
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -302,6 +302,15 @@ def test_a_log_that_is_gone_or_damaged_comes_back_out_of_the_checkpoint(record, 
     assert caplog.text == ""
 
 
+def test_evaluations_asked_for_behind_a_checkpoint_stay_in_the_log(tmp_path):
+    tracker = JsonLinesTracker(tmp_path, lines(3))
+    tracker.on_train_begin(None)
+    notes = json.loads(json.dumps(tracker.notes()))
+    for line in ({"step": 2, "eval/loss": 0.5}, {"step": 2, "train/loss": 0.5}, {"step": 3, "eval/loss": 0.4}):
+        tracker.on_log(None, line)
+    assert restored_log(tmp_path, 2, notes)[3:] == [{"step": 2, "eval/loss": 0.5}]
+
+
 def test_of_a_long_log_the_checkpoint_keeps_the_end_and_says_what_else_is_missing(tmp_path, caplog):
     tracker = JsonLinesTracker(tmp_path, lines(LINES_IN_CHECKPOINT + 50))
     tracker.on_train_begin(None)
