@@ -12,6 +12,7 @@ from typing import Any
 
 from .targets import TARGETS
 
+COLUMNS = {"inputs": 8, "seconds": 9, "CPU s": 8, "a CPU s": 9, "ok": 8, "row fault": 11, "refused": 9, "findings": 10}
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,18 +33,13 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="folder for the inputs that were found; default: a new one")
     options = parser.parse_args()
     save = (options.save or Path(tempfile.mkdtemp(prefix="easydel-fuzz-"))).absolute()
-    print(
-        f"{'target':<20}{'inputs':>8}{'seconds':>9}{'CPU s':>8}{'a CPU s':>9}{'ok':>8}{'row fault':>11}{'refused':>9}{'findings':>10}"
-    )
+    print(f"{'target':<20}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     found = 0
     for name in options.target:
         report = fuzz(name, options.inputs, options.seed, save)
         speed = report["inputs"] / max(report["cpu"], 0.1)
-        print(
-            f"{name:<20}{report['inputs']:>8}{report['seconds']:>9}{report['cpu']:>8}{speed:>9.0f}{report['ok']:>8}"
-            f"{report['row fault']:>11}{report['refused']:>9}{report['finding']:>10}",
-            flush=True,
-        )
+        numbers = report | {"a CPU s": round(speed), "CPU s": report["cpu"], "findings": report["finding"]}
+        print(f"{name:<20}" + "".join(f"{numbers[name]:>{width}}" for name, width in COLUMNS.items()), flush=True)
         for kind, finding in report["findings"].items():
             print(f"    {finding['times']} x {kind}\n        {finding['input']}", flush=True)
         found += report["finding"]

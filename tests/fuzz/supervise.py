@@ -40,6 +40,7 @@ from .judge import FINDING, OK, REFUSED, ROW_FAULT, SECONDS, Verdict, crash_loca
 from .targets import Target, load
 
 MEMORY = 2 << 30
+DEAF_SECONDS = 6 * SECONDS  # by the clock, for what waits or does not hear the signal
 BATCH = 500  # Hypothesis remembers what it drew, so a test of its own every so many
 LARGEST_INPUT = 8 << 20
 POLL = 0.02
@@ -151,8 +152,8 @@ def _watch(child: int, progress: Progress) -> int | str | None:
             break
         started = progress.started
         reason = None
-        if started and time.monotonic() - started > SECONDS + 3:
-            reason = f"over {SECONDS} s, deaf to signals,"
+        if started and time.monotonic() - started > DEAF_SECONDS:
+            reason = f"over {DEAF_SECONDS} s by the clock"
         elif _resident(child) - base > MEMORY:
             reason = "over 2 GB"
         if reason is not None:
@@ -247,12 +248,13 @@ def _quiet_what_is_ours() -> None:
     ours = logging.getLogger("easydel")
     ours.addHandler(logging.NullHandler())
     ours.propagate = False
-    warnings.simplefilter("always")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as by default
+        warnings.filterwarnings("ignore", category=unseen)
 
 
 def _without_numbers(text: str) -> str:
-    return re.sub(r"\d+", "N", text.strip().splitlines()[0] if text.strip() else "blank lines")[:80]
+    lines = text.strip().splitlines() or ["blank lines"]
+    return re.sub(r"[^ -~]", "", re.sub(r"\d+", "N", lines[0]))[:48]
 
 
 if __name__ == "__main__":

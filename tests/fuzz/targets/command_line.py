@@ -26,7 +26,44 @@ FIELDS = [field.name for field in dataclasses.fields(DPOConfig)] + [
     "dtype",
     "output",
 ]
-SCALARS = ["1", "-1", "0", "1e400", "nan", "0x10", "0o7", "1_000", "2024-01-01", "12:30:45", "2024-13-45", "9" * 400, "9" * 5000, "true", "yes", "~", "null", ".inf", "1.5e", "!!python/object:os.system x", "!!binary aGk=", "&a 1", "*a", "<<", "[1, 2", "{a: 1", "? x", "'", "\\x1b", "\t", "- 1", "[" * 900, "{a: " * 900, "!!timestamp 1", "!!int x", "!!set {a}", "=", "@", "%", "`"]  # fmt: skip
+SCALARS = [
+    "1",
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "0x10",
+    "0o7",
+    "1_000",
+    "2024-01-01",
+    "12:30:45",
+    "2024-13-45",
+    "true",
+    "yes",
+    "~",
+    "null",
+    ".inf",
+    "1.5e",
+    "*a",
+    "<<",
+    "'",
+    "=",
+    "@",
+    "%",
+    "`",
+]
+SCALARS += [
+    "9" * 400,
+    "9" * 5000,
+    "!!python/object:os.system x",
+    "!!binary aGk=",
+    "&a 1",
+    "[1, 2",
+    "{a: 1",
+    "? x",
+    "- 1",
+]
+SCALARS += ["\\x1b", "\t", "[" * 900, "{a: " * 900, "!!timestamp 1", "!!int x", "!!set {a}"]
 SCALARS += [repr(text) for text in HOSTILE_TEXTS if text.isprintable()]
 
 
@@ -45,7 +82,8 @@ def _command(arguments: list[str]) -> None:
 def run_files(work: Path) -> Any:
     """YAML files for --config; the model they train does not exist, so that none of them starts a run."""
     path = work / "run.yaml"
-    good = "model: /nothing\ntrain_dataset: [a.jsonl, b.jsonl]\nlearning_rate: 1e-6\nloss_type: sigmoid\nlora_rank: 8\nextra_optimizer_kwargs: {b1: 0.9}\nreport_to: []\n"  # fmt: skip
+    good = "model: /nothing\ntrain_dataset: [a.jsonl, b.jsonl]\nlearning_rate: 1e-6\nloss_type: sigmoid\n"
+    good += "lora_rank: 8\nextra_optimizer_kwargs: {b1: 0.9}\nreport_to: []\n"
     aliases = "a: &a [x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
     )

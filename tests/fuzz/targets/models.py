@@ -18,13 +18,20 @@ from ..inputs import SEEDS, bent, damaged, json_text, mutate_bytes
 from ..made import LLAMA
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-ROPE = [
-    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS = [
+    {"rope_scaling": LLAMA3_ROPE},
     {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     {"quantization_config": {"quant_method": "fp8"}, "torch_dtype": "float16", "tie_word_embeddings": False},
     {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 16},
     {"model_type": "qwen3", "layer_types": ["full_attention", "full_attention"], "attention_bias": True},
-]  # fmt: skip
+]
 SIZES = [2**20, 2**31, 2**40, 2**64, 3, 7, 1e-5, "silu", "llama", [64], {"factor": 2}]
 
 
@@ -53,7 +60,7 @@ def configs(work: Path) -> Any:
         _load(folder)
 
     raw = st.builds(lambda seed: {"raw": mutate_bytes(json.dumps(plain).encode(), seed).hex()}, SEEDS)
-    kinds = [plain, *(plain | changes for changes in ROPE)]
+    kinds = [plain, *(plain | changes for changes in VARIANTS)]
     return bent(*kinds, extra=SIZES) | bent(*kinds, extra=SIZES) | raw | st.sampled_from(kinds), run
 
 

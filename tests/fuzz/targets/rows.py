@@ -44,7 +44,10 @@ texts = st.lists(st.sampled_from(WORDS), max_size=3).map("".join) | st.sampled_f
 roles = st.sampled_from(
     ["user", "assistant", "system", "tool", "human", "gpt", "function_call", "USER", "", "developer"]
 )
-jsons = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5)  # fmt: skip
+plain = st.none() | st.booleans() | st.integers() | st.floats() | texts
+jsons = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
+)
 calls = st.lists(
     st.fixed_dictionaries(
         {"type": st.just("function"), "function": st.fixed_dictionaries({"name": texts, "arguments": jsons})}
@@ -89,6 +92,7 @@ odd_values = [
     [1, "a"],
 ]
 anything = st.sampled_from([*HOSTILE_VALUES, *BIG_VALUES, *odd_values]) | jsons
+CALL = {"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo"}}}
 TOOLS_OF_A_ROW = [{"type": "function", "function": {"name": "w", "parameters": {"type": "object", "properties": {}}}}]
 # Beside the pair; most rows have none or one of them, so that most of the transform is reached.
 OPTIONS: dict[str, list[Any]] = {
@@ -164,10 +168,12 @@ def require_sound(pair: PreferencePair, vocabulary: int) -> None:
         mask = getattr(pair, f"{side}_loss_mask")
         assert mask.dtype == bool and mask.shape == getattr(pair, f"{side}_ids").shape and mask.any(), side
     assert np.isfinite(np.float32(pair.weight)) and pair.weight >= 0
-    assert (pair.ref_chosen_logps is None) == (pair.ref_rejected_logps is None)
+    assert (pair.ref_chosen_logps is None) == (pair.ref_rejected_logps is None), "one reference log-prob of two"
     for logps in (pair.ref_chosen_logps, pair.ref_rejected_logps):
-        assert logps is None or (np.isfinite(np.float32(logps)) and logps <= 0), logps
-    assert not np.array_equal(pair.chosen_ids, pair.rejected_ids)
+        assert logps is None or logps <= 0, "a positive log-prob"
+        with np.errstate(over="ignore"):
+            assert logps is None or np.isfinite(np.float32(logps)), "a log-prob that float32 cannot hold"
+    assert not np.array_equal(pair.chosen_ids, pair.rejected_ids), "chosen equals rejected"
 
 
 def text(work: Path) -> Any:
@@ -192,7 +198,7 @@ def hostile(work: Path) -> Any:
         {
             "prompt": [{"role": "user", "content": "Weather in Oslo?"}],
             "chosen": [
-                {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo"}}}]},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
                 {"role": "tool", "content": "rain"},
                 {"role": "assistant", "content": "Rain."},
             ],
@@ -203,7 +209,7 @@ def hostile(work: Path) -> Any:
             "chosen": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}],
             "rejected": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Go."}],
         },
-    ]  # fmt: skip
+    ]
     bent = st.builds(mutate_json, st.sampled_from(good), SEEDS, st.just(odd_values))
     columns = st.sampled_from(["prompt", "chosen", "rejected", "tools", "weight", "", "\x1b[2J"])
     return _target(bent | st.dictionaries(columns, anything, max_size=5) | anything)

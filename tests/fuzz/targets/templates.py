@@ -13,20 +13,46 @@ from ..inputs import damaged
 from ..made import TEMPLATES, byte_tokenizer
 from .rows import require_sound
 
-names = st.sampled_from(["messages", "m", "loop", "tools", "bos_token", "eos_token", "x", "ns", "add_generation_prompt", "nothing", "self", "cycler", "namespace", "range", "dict", "lipsum", "joiner", "strftime_now", "raise_exception"])  # fmt: skip
+# fmt: off
+names = st.sampled_from(
+    [
+        "messages", "m", "loop", "tools", "bos_token", "eos_token", "x", "ns", "add_generation_prompt",
+        "nothing", "self", "cycler", "namespace", "range", "dict", "lipsum", "joiner", "strftime_now",
+        "raise_exception"
+    ]
+)
+# fmt: on
 numbers = st.sampled_from(["0", "1", "-1", "3", "1000", "10**5", "10**9", "2**64", "9**9**9", "1e308", "0.1"])
 words = st.sampled_from(
     ["''", "'a'", "'<|im_end|>'", "'\\n'", "'%s'", "'{0.__class__}'", "'\\x1b[2J'", "'\\ud800'", "'é'"]
 )
-attributes = st.sampled_from(["role", "content", "first", "last", "index0", "length", "__class__", "__init__", "append", "format", "mro", "items", "join", "upper", "strip", "split", "get", "update"])  # fmt: skip
-filters = st.sampled_from(["trim", "tojson", "length", "list", "join", "upper", "safe", "sum", "sort", "reverse", "first", "last", "string", "int", "float", "center(10**9)", "indent(10**8)", "batch(1)", "slice(10**9)", "replace('', 'aa')", "wordwrap(1)", "format(1)", "map('upper')", "map(attribute='content')", "selectattr('role')", "groupby('role')", "pprint", "xmlattr", "urlize", "unique", "random", "tojson(indent=10**7)", "default('x')", "attr('__class__')", "filesizeformat", "round(10**6)", "nothing"])  # fmt: skip
+# fmt: off
+attributes = st.sampled_from(
+    [
+        "role", "content", "first", "last", "index0", "length", "__class__", "__init__", "append", "format",
+        "mro", "items", "join", "upper", "strip", "split", "get", "update"
+    ]
+)
+filters = st.sampled_from(
+    [
+        "trim", "tojson", "length", "list", "join", "upper", "safe", "sum", "sort", "reverse", "first",
+        "last", "string", "int", "float", "center(10**9)", "indent(10**8)", "batch(1)", "slice(10**9)",
+        "replace('', 'aa')", "wordwrap(1)", "format(1)", "map('upper')", "map(attribute='content')",
+        "selectattr('role')", "groupby('role')", "pprint", "xmlattr", "urlize", "unique", "random",
+        "tojson(indent=10**7)", "default('x')", "attr('__class__')", "filesizeformat", "round(10**6)",
+        "nothing"
+    ]
+)
+# fmt: on
 tests = st.sampled_from(["defined", "none", "string", "mapping", "divisibleby(0)", "sameas(x)", "iterable", "nothing"])
+
+operators = st.sampled_from([*["+", "-", "*", "/", "//", "%", "**", "~", "and", "or", "==", "<", "in"], "not in"])
 
 
 def _expressions(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     pair = st.tuples(inner, inner)
     return st.one_of(
-        st.builds("({0} {2} {1})".format, inner, inner, st.sampled_from(["+", "-", "*", "/", "//", "%", "**", "~", "and", "or", "==", "<", "in", "not in"])),
+        st.builds("({0} {2} {1})".format, inner, inner, operators),
         st.builds("{}.{}".format, inner, attributes),
         st.builds("{}[{}]".format, inner, inner),
         st.builds("{} | {}".format, inner, filters),
