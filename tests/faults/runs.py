@@ -115,11 +115,11 @@ class Ground:
 
     @cache  # noqa: B019
     def interrupted(self, mode: str) -> Path:
-        """The files of a run that was stopped by SIGTERM a little before its end, with several checkpoints."""
+        """The files of a run that was stopped by SIGTERM half-way, with several checkpoints."""
         place = self.folder / f"interrupted-{mode.replace(' ', '-')}"
         process = self.start(place, mode)
-        while process.poll() is None and updates_logged(place) < UPDATES - 2:
-            time.sleep(0.02)
+        while process.poll() is None and not (place / RUN / "checkpoints" / "6").exists():
+            time.sleep(0.01)
         process.terminate()
         done = ended(process, place)
         if done.code not in (143, 0):

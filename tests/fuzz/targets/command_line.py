@@ -19,50 +19,18 @@ from ..inputs import HOSTILE_TEXTS, SEEDS, bent, damaged, json_text
 from ..judge import judge_message
 from ..made import ROWS, model_folder, write_rows
 
-FIELDS = [field.name for field in dataclasses.fields(DPOConfig)] + [
-    "model",
-    "train_dataset",
-    "eval_dataset",
-    "dtype",
-    "output",
-]
+FIELDS = [field.name for field in dataclasses.fields(DPOConfig)]
+FIELDS += ["model", "train_dataset", "eval_dataset", "dtype", "output"]
+# fmt: off
 SCALARS = [
-    "1",
-    "-1",
-    "0",
-    "1e400",
-    "nan",
-    "0x10",
-    "0o7",
-    "1_000",
-    "2024-01-01",
-    "12:30:45",
-    "2024-13-45",
-    "true",
-    "yes",
-    "~",
-    "null",
-    ".inf",
-    "1.5e",
-    "*a",
-    "<<",
-    "'",
-    "=",
-    "@",
-    "%",
-    "`",
+    "1", "-1", "0", "1e400", "nan", "0x10", "0o7", "1_000", "2024-01-01", "12:30:45", "2024-13-45", "true",
+    "yes", "~", "null", ".inf", "1.5e", "*a", "<<", "'", "=", "@", "%", "`",
 ]
 SCALARS += [
-    "9" * 400,
-    "9" * 5000,
-    "!!python/object:os.system x",
-    "!!binary aGk=",
-    "&a 1",
-    "[1, 2",
-    "{a: 1",
-    "? x",
+    "9" * 400, "9" * 5000, "!!python/object:os.system x", "!!binary aGk=", "&a 1", "[1, 2", "{a: 1", "? x",
     "- 1",
 ]
+# fmt: on
 SCALARS += ["\\x1b", "\t", "[" * 900, "{a: " * 900, "!!timestamp 1", "!!int x", "!!set {a}"]
 SCALARS += [repr(text) for text in HOSTILE_TEXTS if text.isprintable()]
 

@@ -89,7 +89,7 @@ def indices(work: Path) -> Any:
         (folder / INDEX).write_bytes(given)
         _load(folder)
         used = set(json.loads(given)["weight_map"].values())
-        assert all(Path(name).name == name for name in used), f"a file outside of the folder was read: {used}"
+        assert all(Path(name).name == name for name in used), "a file outside of the folder was read"
 
     raw = st.builds(lambda seed: {"raw": mutate_bytes(json.dumps(index).encode(), seed).hex()}, SEEDS)
     return bent(index, extra=names) | raw, run
