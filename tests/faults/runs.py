@@ -23,7 +23,7 @@ RUN = "run"
 UPDATES = 12
 SPEEDS = ("per_second", "mfu")
 LIMIT_S = 600
-LONGEST_MESSAGE = 2000
+LONGEST_OUTPUT = 4000  # with what a run logs before it is refused
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 # Every way a run can keep its state.
@@ -54,7 +54,7 @@ class Ended:
     def is_refusal(self) -> bool:
         """Whether it ended with one short message and no traceback."""
         start = self.said.find("easydel: error:")
-        return self.code in (1, 2) and start >= 0 and "Traceback" not in self.said and len(self.said) < LONGEST_MESSAGE
+        return self.code in (1, 2) and start >= 0 and "Traceback" not in self.said and len(self.said) < LONGEST_OUTPUT
 
 
 class Ground:
