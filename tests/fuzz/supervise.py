@@ -35,7 +35,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHON
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from .inputs import encode
+from .inputs import encode, read_saved
 from .judge import FINDING, OK, REFUSED, ROW_FAULT, SECONDS, Verdict, crash_location, judge
 from .targets import Target, load
 
@@ -44,6 +44,7 @@ DEAF_SECONDS = 6 * SECONDS  # by the clock, for what waits or does not hear the 
 BATCH = 500  # Hypothesis remembers what it drew, so a test of its own every so many
 LARGEST_INPUT = 8 << 20
 POLL = 0.02
+FOUND = Path(__file__).parent / "found"  # what was found once is tried first
 COUNTED = (OK, ROW_FAULT, REFUSED, FINDING)
 
 
@@ -51,6 +52,7 @@ class Progress(ctypes.Structure):
     """What a child shares with its supervisor."""
 
     _fields_ = [
+        ("kept", ctypes.c_uint64),  # inputs of tests/fuzz/found that were started
         ("batch", ctypes.c_uint64),
         ("counts", ctypes.c_uint64 * len(COUNTED)),
         ("started", ctypes.c_double),  # of the input that is being run; 0 between two
@@ -194,6 +196,9 @@ def _child(target: Target, inputs: int, seed: int, progress: Progress, findings:
         virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (virtual + 2 * MEMORY, virtual + 2 * MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for path in sorted((FOUND / target.name).glob("*"))[progress.kept :]:
+            progress.kept += 1
+            _one(target, read_saved(path), progress, findings, noise)
         while progress.ran < inputs:
             size = min(BATCH, inputs - progress.ran)
             _batch(target, size, seed, progress, lambda given: _one(target, given, progress, findings, noise))

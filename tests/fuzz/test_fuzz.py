@@ -7,7 +7,8 @@ import pytest
 from .__main__ import fuzz
 from .targets import TARGETS
 
-INPUTS = {"config": 60, "index": 60, "safetensors": 60, "adapters": 60, "gguf.model": 60, "checkpoints": 40, "show": 60}
+INPUTS = dict.fromkeys(("config", "index", "safetensors", "adapters", "gguf.model"), 80)
+INPUTS |= {"yaml": 80, "arguments": 80, "show": 60, "checkpoints": 20}
 
 
 @pytest.mark.parametrize("target", TARGETS)
