@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` set up all they need in .venv; first come only Python 3.11 or newer and make.
 
 PYTHON ?= python3
+INPUTS ?= 1000
+ROUNDS ?= 2
 VENV = .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
@@ -10,6 +12,8 @@ HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 help:
 	@echo "make quickstart   train a small model on two CPU cores and show what changed"
 	@echo "make test         run the tests"
+	@echo "make fuzz         try INPUTS inputs on every fuzzer; with a finding it fails"
+	@echo "make faults       kill and damage real runs, ROUNDS kills in each mode with each signal"
 	@echo "make lint         run ruff and mypy"
 	@echo "make docs         build the guide and the API pages into site/"
 	@echo "make clean        remove the virtual environment and site/"
@@ -19,6 +23,12 @@ quickstart: $(VENV)/installed-quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -53,4 +63,4 @@ $(BIN)/python:
 	@# A half-made environment must not look like a whole one the next time.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: help quickstart test lint docs clean
+.PHONY: help quickstart test fuzz faults lint docs clean

@@ -1,0 +1,17 @@
+"""A few hundred inputs of every fuzzer; `python -m tests.fuzz --inputs 100000` tries more."""
+
+from __future__ import annotations
+
+import pytest
+
+from .__main__ import fuzz
+from .targets import TARGETS
+
+INPUTS = dict.fromkeys(("config", "index", "safetensors", "adapters", "gguf.model"), 80)
+INPUTS |= {"yaml": 80, "arguments": 80, "show": 60, "checkpoints": 20}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_input_does_worse_than_a_short_refusal(target, tmp_path):
+    report = fuzz(target, INPUTS.get(target, 300), seed=0, save=tmp_path)
+    assert not report["findings"], report
