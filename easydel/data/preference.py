@@ -152,7 +152,7 @@ class PreferenceTransform:
 
     def _from_token_ids(self, columns: Mapping[str, Any]) -> PairTokens:
         prompt, chosen, rejected = (read_token_ids(columns[field], field, self._encoder.size) for field in columns)
-        refuse_repeated_tokens(prompt, chosen=chosen, rejected=rejected)
+        refuse_repeated_tokens(prompt, chosen, rejected)
         return PairTokens(prompt, chosen, rejected, np.ones(len(chosen), bool), np.ones(len(rejected), bool))
 
     def _from_text(self, row: Mapping[str, Any], prompt: str | None, chosen: str, rejected: str) -> PairTokens:
@@ -166,7 +166,7 @@ class PreferenceTransform:
             prompt, chosen, rejected = split_shared_text(chosen, rejected) or missing_prompt(row, "words")
         elif not prompt.strip() and self._encoder.bos_id is None:
             raise _empty_prompt(f'"prompt" is {describe(prompt)}, and the tokenizer has no BOS token to stand for it')
-        refuse_repeated_text(prompt, chosen=chosen, rejected=rejected)
+        refuse_repeated_text(prompt, chosen, rejected)
         stop_ids = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
         return split_renderings(self._encoder, _joined(prompt, chosen), _joined(prompt, rejected), stop_ids)
 
@@ -187,7 +187,7 @@ class PreferenceTransform:
         refuse_equal_messages(chosen, rejected)
         prompt = context.before(prompt)
         prompt, prefill, chosen, rejected = _split_prefill(prompt, chosen, rejected)
-        refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
+        refuse_repeated_messages(prompt, chosen, rejected)
         special_tokens = self._encoder.special_tokens
         documents = {} if context.documents is None else {"documents": context.documents}
         renderer = self._renderer.for_row(options.tools, {**options.chat_template_kwargs, **documents})

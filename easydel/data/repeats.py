@@ -38,32 +38,33 @@ def equal_completions(how: str = "") -> BadRow:
     )
 
 
-def refuse_repeated_text(prompt: str, **completions: str) -> None:
-    """Raise `BadRow` when a completion's text begins with the whole prompt of two words or more."""
-    start = prompt.strip()
-    if len(start.split()) >= COPIED_WORDS:
-        for field, text in completions.items():
-            if text.lstrip().startswith(start):
-                raise _repeated(field)
+def refuse_repeated_text(prompt: str, chosen: str, rejected: str) -> None:
+    """Raise `BadRow` when both completions' text begins with the whole prompt of two words or more.
 
-
-def refuse_repeated_messages(prompt: Sequence[Message], **completions: Sequence[Message]) -> None:
-    """Raise `BadRow` when every completion's first answer begins with the whole last user message, a long one.
-
-    One answer alone may well begin by quoting the question.
+    One completion alone may well begin by quoting the prompt; the same holds for messages and token ids.
     """
+    start = prompt.strip()
+    if len(start.split()) >= COPIED_WORDS and all(text.lstrip().startswith(start) for text in (chosen, rejected)):
+        raise _repeated("chosen")
+
+
+def refuse_repeated_messages(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
+    """Raise `BadRow` when both completions' first answer begins with the whole last user message, a long one."""
     question = next((message["content"].strip() for message in reversed(prompt) if message["role"] == "user"), "")
-    begins = [messages[0]["content"].lstrip().startswith(question) for messages in completions.values()]
-    if len(question) >= COPIED_CHARACTERS and all(begins):
-        raise _repeated(next(iter(completions)))
+    answers = (messages[0]["content"].lstrip() for messages in (chosen, rejected))
+    if len(question) >= COPIED_CHARACTERS and all(answer.startswith(question) for answer in answers):
+        raise _repeated("chosen")
 
 
-def refuse_repeated_tokens(prompt: Int32[np.ndarray, " prompt"], **completions: Int32[np.ndarray, " tokens"]) -> None:
-    """Raise `BadRow` when a completion's tokens begin with the whole prompt, a long one."""
-    if len(prompt) >= COPIED_TOKENS:
-        for field, ids in completions.items():
-            if np.array_equal(ids[: len(prompt)], prompt):
-                raise _repeated(field)
+def refuse_repeated_tokens(
+    prompt: Int32[np.ndarray, " prompt"],
+    chosen: Int32[np.ndarray, " chosen"],
+    rejected: Int32[np.ndarray, " rejected"],
+) -> None:
+    """Raise `BadRow` when both completions' tokens begin with the whole prompt, a long one."""
+    begins = (np.array_equal(ids[: len(prompt)], prompt) for ids in (chosen, rejected))
+    if len(prompt) >= COPIED_TOKENS and all(begins):
+        raise _repeated("chosen")
 
 
 def without_repeated_prefill(prefill: str, **completions: str) -> list[str]:

@@ -65,7 +65,12 @@ BAD_ROWS = [
     (CHAT | {"rejected": ANSWER["content"]}, "rejected", "chosen equals rejected", []),
     (TEXT | {"rejected": " Hello.</s>"}, "rejected", "chosen equals rejected", ["once tokenised"]),
     (IDS | {"rejected": [12]}, "rejected", "chosen equals rejected", []),
-    (TEXT | {"chosen": TEXT["prompt"] + " Hello."}, "chosen", "prompt repeated in completion", []),
+    (
+        TEXT | {"chosen": TEXT["prompt"] + " Hello.", "rejected": TEXT["prompt"] + " Hm."},
+        "chosen",
+        "prompt repeated in completion",
+        [],
+    ),
     (
         CHAT | {"chosen": QUESTION + " Paris.", "rejected": QUESTION + " Hm."},
         "chosen",
@@ -73,7 +78,7 @@ BAD_ROWS = [
         [],
     ),
     (
-        {"prompt": list(range(10, 20)), "chosen": list(range(10, 22)), "rejected": [30]},
+        {"prompt": list(range(10, 20)), "chosen": list(range(10, 22)), "rejected": [*range(10, 20), 30]},
         "chosen",
         "prompt repeated in completion",
         [],

@@ -420,6 +420,10 @@ def test_an_empty_opened_answer_says_nothing(chatml):
 def test_an_answer_that_quotes_its_question_is_a_good_row(chatml):
     row = CHAT | {"chosen": [assistant(QUESTION + " It is Paris.")]}
     assert texts(chatml, row)[1] == QUESTION + " It is Paris.<|im_end|>"
+    row = {"prompt": QUESTION, "chosen": " " + QUESTION + " It is Paris.", "rejected": " Lyon."}
+    assert texts(chatml, row)[1] == " " + QUESTION + " It is Paris.<|im_end|>"
+    ids = list(range(10, 20))
+    assert not isinstance(PreferenceTransform(chatml)({"prompt": ids, "chosen": [*ids, 3], "rejected": [4]}), RowFault)
 
 
 # Impossible values
