@@ -10,6 +10,7 @@ HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 help:
 	@echo "make quickstart   train a small model on two CPU cores and show what changed"
 	@echo "make test         run the tests"
+	@echo "make test-devices run those that depend on devices, on eight virtual ones"
 	@echo "make lint         run ruff and mypy"
 	@echo "make docs         build the guide and the API pages into site/"
 	@echo "make clean        remove the virtual environment and site/"
@@ -19,6 +20,10 @@ quickstart: $(VENV)/installed-quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-devices: $(VENV)/installed-dev
+	XLA_FLAGS="$(XLA_FLAGS) --xla_force_host_platform_device_count=8" \
+	  $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "devices and not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -53,4 +58,4 @@ $(BIN)/python:
 	@# A half-made environment must not look like a whole one the next time.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: help quickstart test lint docs clean
+.PHONY: help quickstart test test-devices lint docs clean
