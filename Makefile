@@ -12,6 +12,7 @@ HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 help:
 	@echo "make quickstart   train a small model on two CPU cores and show what changed"
 	@echo "make test         run the tests"
+	@echo "make test-devices run those that depend on devices, on eight virtual ones"
 	@echo "make fuzz         try INPUTS inputs on every fuzzer; with a finding it fails"
 	@echo "make faults       kill and damage real runs, ROUNDS kills in each mode with each signal"
 	@echo "make lint         run ruff and mypy"
@@ -23,6 +24,10 @@ quickstart: $(VENV)/installed-quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-devices: $(VENV)/installed-dev
+	XLA_FLAGS="$(XLA_FLAGS) --xla_force_host_platform_device_count=8" \
+	  $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "devices and not slow"
 
 fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
@@ -63,4 +68,4 @@ $(BIN)/python:
 	@# A half-made environment must not look like a whole one the next time.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: help quickstart test fuzz faults lint docs clean
+.PHONY: help quickstart test test-devices fuzz faults lint docs clean

@@ -50,6 +50,7 @@ def test_the_state_of_another_model_or_optimiser_is_refused(tiny_model, tmp_path
         tiny_model.to_state().load_state(tmp_path / "nothing")
 
 
+@pytest.mark.devices
 def test_shardings_have_the_structure_of_the_state(tiny_model):
     state = EasyDeLState.create(tiny_model, optax.adamw(1e-3))
     assert len(jax.tree.leaves(state.shardings)) == len(jax.tree.leaves(state))

@@ -177,6 +177,7 @@ def test_dropout_differs_by_layer_module_and_key_and_keeps_the_mean(tiny_model):
     assert jax.tree.structure(with_dropout(steady, jax.random.key(0))) == jax.tree.structure(steady)
 
 
+@pytest.mark.devices
 def test_adapters_lie_on_the_mesh_of_the_model(tiny_model):
     mesh = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
     model = tiny_model.shard(mesh).apply_lora_to_layers(2)

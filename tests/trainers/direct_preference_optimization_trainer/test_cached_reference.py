@@ -96,6 +96,7 @@ def test_a_second_run_scores_nothing_and_has_the_same_trace(make, rows, tokenize
     assert second.passes == 0
 
 
+@pytest.mark.devices
 def test_precomputed_log_probs_give_the_trace_of_a_reference_that_is_asked_every_time(
     make, rows, monkeypatch, tmp_path
 ):
@@ -177,6 +178,7 @@ def test_a_checkpoint_leaves_nothing_on_its_way_that_a_kill_could_lose(make, tmp
     assert kept == [4, 8, 12]
 
 
+@pytest.mark.devices
 def test_precomputing_frees_the_memory_of_the_reference(make, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     trainer = make(jax.tree.map(lambda leaf: leaf.copy(), other_model()), precompute_ref_log_probs=True).trainer
@@ -194,6 +196,7 @@ def test_precomputing_frees_the_memory_of_the_reference(make, tmp_path, monkeypa
     assert not folder.exists()
 
 
+@pytest.mark.devices
 def test_a_model_that_the_caller_still_holds_is_named(make, caplog):
     reference = other_model().shard(create_mesh())
     make(reference, precompute_ref_log_probs=True).trainer.train()
@@ -242,6 +245,7 @@ def test_ld_alpha_from_the_cache_is_that_of_a_reference_scored_with_it(make, row
     assert float(jnp.abs(whole[1] - cached[1]).min()) > 0.1  # every rejected answer is the longer one
 
 
+@pytest.mark.devices
 def test_a_pair_that_comes_twice_has_one_value_even_within_a_batch(make, rows):
     trainer = make(train=Dataset.from_list([rows[0], rows[1], rows[0], rows[0]]), shuffle_train_dataset=False).trainer
     batch = trainer.create_grain_collect_function(512)([rows[0], rows[1], rows[0], rows[0]])
@@ -291,6 +295,7 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
     assert len(run.trainer._reference.cache(run.trainer.model)) == 0
 
 
+@pytest.mark.devices
 def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precomputed(make):
     def collator(pairs):
         batch = pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
@@ -315,6 +320,7 @@ def test_a_collate_function_that_reorders_pairs_mixes_up_no_log_probs(make):
     assert again.passes == 0
 
 
+@pytest.mark.devices
 def test_the_compiled_step_cannot_tell_hits_from_misses(make):
     run = make(num_train_epochs=2, shuffle_train_dataset=False)
     prepare, seen = run.trainer.prepare_batch, []

@@ -97,6 +97,7 @@ def test_a_killed_run_goes_on_with_the_very_same_numbers(tmp_path, options):
     assert log_of(tmp_path / "b/run") == log_of(tmp_path / "a/run")
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize(
     "options",
     [
@@ -519,6 +520,7 @@ def test_a_full_disk_ends_no_run_but_for_its_last_checkpoint(make, monkeypatch, 
     assert caplog.text.count("Training goes on") >= 3
 
 
+@pytest.mark.devices
 def test_a_trainer_without_data_can_load_a_checkpoint_and_evaluate_it(make, tiny_model, tokenizer, rows):
     trained = make(eval_rows=rows[:4], save_steps=3)
     checkpoint = trained.train().last_checkpoint

@@ -141,6 +141,7 @@ def test_a_state_gives_its_model_and_the_run_its_own_optimiser(make, tiny_model)
         trainer.train()
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("options", [{"packing": False}, {"share_prompt": False}, {"gradient_accumulation_steps": 2}])
 def test_layout_and_accumulation_change_no_number(make, options, monkeypatch, tmp_path):
     expected = make().train().log_history
@@ -236,6 +237,7 @@ def test_evaluation_before_on_schedule_and_at_the_end_on_named_sets(make, rows):
     assert [line["step"] for line in log if "train/loss" in line] == [1, 2, 3]
 
 
+@pytest.mark.devices
 def test_evaluation_is_exact_whatever_the_batch_size_and_counts_the_tail(make, rows):
     other = LlamaForCausalLM.init(tiny_config(), jax.random.key(9))
     results = [make(other, eval_batch_size=size).evaluate(Dataset.from_list(rows[:7])) for size in (1, 3, 7, 32)]
@@ -334,6 +336,7 @@ def test_max_training_steps_ends_the_run(make):
     assert len(losses(trainer)) == 2 == trainer.total_steps
 
 
+@pytest.mark.devices
 def test_reference_log_probs_come_in_the_order_of_the_rows(make, rows, tiny_model):
     trainer = make()
     collate = trainer.create_grain_collect_function(512)
@@ -423,6 +426,7 @@ def test_the_tfds_collate_function_gives_the_batch_of_the_grain_function(make, r
         from_columns({"prompt": ["a"], "chosen": ["b", "c"], "rejected": ["d"]})
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_the_reference_follows_the_policy_by_exactly_the_mixup(make, tiny_model, alpha):
     policies = []
@@ -545,6 +549,7 @@ def test_nonfinite_updates_are_skipped_then_end_the_run(make, rows, tiny_model):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(trainer.model))
 
 
+@pytest.mark.devices
 def test_saving_writes_model_and_tokenizer(make, tmp_path, tokenizer):
     trainer = make(max_training_steps=1)
     trainer.train()
@@ -682,6 +687,7 @@ def test_the_first_update_reads_a_few_rows_of_however_many(make, rows, tmp_path,
     assert source.read < 300
 
 
+@pytest.mark.devices
 def test_configured_functions_are_steps_that_can_be_called_the_mesh_and_the_checkpoints(make, rows):
     trainer = make()
     functions = trainer.configure_functions()
@@ -833,6 +839,7 @@ def test_a_processor_stands_for_its_tokenizer(make, tiny_model, tokenizer, datas
     assert losses(trainer) == losses(make())
 
 
+@pytest.mark.devices
 def test_a_collate_function_that_loses_pairs_or_gives_an_odd_number_of_rows_is_named(make):
     even = PackingLayout(padding_value=0, row_multiple=jax.device_count())
     with pytest.raises(DataError, match="was given 4 pairs and gave a batch of 2"):

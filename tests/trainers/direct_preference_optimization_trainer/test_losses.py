@@ -12,7 +12,11 @@ import pytest
 
 from easydel import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.f_divergence import F_DIVERGENCES
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS, SORTING_LOSSES
+from easydel.trainers.direct_preference_optimization_trainer.loss_options import (
+    LOSS_OPTIONS,
+    LOSSES_WITHOUT_REFERENCE,
+    SORTING_LOSSES,
+)
 from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES, PairScores
 from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 
@@ -155,6 +159,20 @@ def test_every_divergence_is_zero_where_policy_and_reference_agree():
 def test_the_table_of_options_and_the_functions_agree():
     assert LOSS_OPTIONS.keys() == LOSSES.keys()
     assert LOSSES.keys() >= SORTING_LOSSES
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table_says_which_losses_read_the_reference(name):
+    def loss(reference):
+        ratios = LOGPS - reference
+        lengths, is_pair = jnp.asarray(LENGTHS), jnp.ones(PAIRS, bool)
+        scores = PairScores(*ratios, *ratios, *jnp.asarray(LOGPS), *lengths, is_pair, jnp.asarray(LENGTHS[0].mean()))
+        return objective_of(name)(scores).mean()
+
+    reads = float(jnp.abs(jax.grad(loss)(jnp.asarray(REFERENCE))).max()) > 0
+    assert reads == (name not in LOSSES_WITHOUT_REFERENCE)
+    smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
+    assert DPOConfig(loss_type=name, **smoothing).reads_reference == reads
 
 
 OPTIONS = {"label_smoothing": 0.1, "f_divergence_type": "js_divergence", "discopop_tau": 0.3}
