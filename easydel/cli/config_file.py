@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import yaml
 
 from easydel.cli.failures import UsageError, did_you_mean
 from easydel.cli.options import Option
+from easydel.cli.plain_yaml import YamlProblem, compose, construct, shortened
 from easydel.cli.values import WrongType, read_value
+
+MOST_BYTES = 1 << 20
 
 
 def read_config_file(path: str, options: Mapping[str, Option]) -> dict[str, Any]:
@@ -20,29 +24,52 @@ def read_config_file(path: str, options: Mapping[str, Option]) -> dict[str, Any]
       UsageError: the file cannot be read, names an option that does not exist or names one twice, or a value has the
         wrong type; says in which line.
     """
+    text = _text(path)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        root = compose(text)
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise UsageError(f'{path} holds no mapping; expected lines such as "learning_rate: 1e-6".')
+        return {key.value: _value(key, value, options, path) for key, value in root.value}
+    except YamlProblem as problem:
+        where = path if problem.line is None else f"{path}, line {problem.line}"
+        raise UsageError(f"{where}: {problem}.") from problem
+
+
+def _text(path: str) -> str:
+    """The text of a regular file of bounded size."""
+    try:
+        file = Path(path).expanduser()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise UsageError(f"the configuration file {path} is {found}, expected a file.")
+        if status.st_size > MOST_BYTES:
+            raise UsageError(
+                f"the configuration file {path} has {status.st_size} bytes, expected at most {MOST_BYTES}."
+            )
+        content = file.read_bytes()
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"the configuration file {path} is not UTF-8 text: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"the configuration file {path} is not valid YAML: {error}") from error
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode) or not isinstance(content, dict):
-        raise UsageError(f'{path} holds no mapping; expected lines such as "learning_rate: 1e-6".')
-    values: dict[str, Any] = {}
-    for key, _ in root.value:
-        where, name = f"{path}, line {key.start_mark.line + 1}", key.value
-        if not isinstance(name, str) or name not in options:
-            raise UsageError(f"{where}: unknown option {name}{did_you_mean(str(name), options)}")
-        if name in values:
-            raise UsageError(f"{where}: {name} is given a second time; remove one of the two.")
-        try:
-            values[name] = read_value(options[name].annotation, content[name])
-        except WrongType as expected:
-            raise UsageError(f"{where}: {name}={content[name]!r}, expected {expected}.") from None
-    return values
+        # The help and the refusal of a wrong flag should not have to import the data package.
+        from easydel.data.file_kind import kind_of_bytes
+
+        found = kind_of_bytes(content) or f"not UTF-8 text: {error.reason}"
+        raise UsageError(f"the configuration file {path} is {found}; save it as UTF-8 text.") from error
+    except (ValueError, RuntimeError) as error:  # a zero character in the path, or a home folder that nobody has
+        raise UsageError(f"the configuration file {shortened(path)} cannot be read: {error}.") from error
+
+
+def _value(key: yaml.Node, value: yaml.Node, options: Mapping[str, Option], path: str) -> Any:
+    where, name = f"{path}, line {key.start_mark.line + 1}", key.value
+    if name not in options:
+        raise UsageError(f"{where}: unknown option {shortened(name)}{did_you_mean(name[:80], options)}")
+    given = construct(value)
+    try:
+        return read_value(options[name].annotation, given)
+    except WrongType as expected:
+        shown = repr(given) if isinstance(given, str) and len(given) < 80 else shortened(given)
+        raise UsageError(f"{where}: {name}={shown}, expected {expected}.") from None

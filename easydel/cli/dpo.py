@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,29 +86,66 @@ def run_dpo(arguments: Sequence[str]) -> int:
       UsageError: before the weights are loaded where options or rows are at fault.
       FailedRun: the run broke off.
     """
+    from easydel.trainers.run_folder import check_save_directory
+
     run, config = read_request(arguments)
+    with refusing(OSError):
+        check_save_directory(str(config.save_directory))
     tokenizer = open_tokenizer(run.model, run.chat_template)
     train, evaluation = _open_datasets(run, config, tokenizer)
-    with refusing(OSError):
-        Path(config.save_directory or ".").expanduser().mkdir(parents=True, exist_ok=True)
     trainer = _make_trainer(run, config, tokenizer, train, evaluation)
+    _require_room(trainer)
+    output = _train(trainer, run)
+    folder = _save(trainer, run)
+    print(summary(trainer, output, folder))
+    return 0
 
+
+def _train(trainer: DPOTrainer, run: RunOptions) -> TrainerOutput:
+    from easydel.infra.state_files import WriteError
     from easydel.trainers.direct_preference_optimization_trainer.reference_cache import ReferenceCacheError
     from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 
+    with refusing(ValueError, OSError):
+        try:
+            return trainer.train()
+        except (NonFiniteError, SelfCheckError, ReferenceCacheError) as error:
+            raise FailedRun(str(error)) from error
+        except WriteError as error:
+            # The run has come to its end: only its last checkpoint is missing.
+            raise FailedRun(f"{error} The model was written to {_save(trainer, run)}.") from error
+
+
+def _save(trainer: DPOTrainer, run: RunOptions) -> Path:
+    """Write what was trained into the run folder; the model's folder."""
+    assert trainer.run_folder is not None  # read_request refuses a run that keeps nothing
+    folder = trainer.run_folder / MODEL_FOLDER
     try:
-        with refusing(ValueError, OSError):
-            output = trainer.train()
-    except (NonFiniteError, SelfCheckError, ReferenceCacheError) as error:
-        raise FailedRun(str(error)) from error
-    assert output.run_folder is not None  # read_request refuses a run that keeps nothing
-    folder = output.run_folder / MODEL_FOLDER
-    with refusing(OSError):
         trainer.save_pretrained(folder)
         if trainer.model.has_lora:
-            trainer.save_adapter(output.run_folder / ADAPTER_FOLDER, base_model_name_or_path=run.model)
-    print(summary(trainer, output, folder))
-    return 0
+            trainer.save_adapter(trainer.run_folder / ADAPTER_FOLDER, base_model_name_or_path=run.model)
+    except OSError as error:
+        raise FailedRun(
+            f"the trained model could not be written to {trainer.run_folder}: {error.strerror or error}. Make room; "
+            "with a checkpoint of its last update (save_steps), --resume-from-checkpoint latest writes it again."
+        ) from error
+    return folder
+
+
+def _require_room(trainer: DPOTrainer) -> None:
+    """Refuse to train what could not be written at the end."""
+    import jax
+
+    from easydel.trainers.run_folder import existing_folder
+
+    folder = existing_folder(Path(str(trainer.arguments.save_directory)).expanduser().absolute())
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.model))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"{folder} has {free / 1e6:.1f} MB free, and the trained model alone takes {needed / 1e6:.1f} MB; make "
+            "room, or name another save_directory."
+        )
 
 
 def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
@@ -131,7 +169,11 @@ def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
         config = DPOConfig(**{name: value for name, value in values.items() if name not in of_the_run})
     if config.save_directory is None:
         raise UsageError("save_directory=None would throw the trained model away; name a folder, or leave it out.")
-    return RunOptions(**{name: value for name, value in values.items() if name in of_the_run}), config
+    run = RunOptions(**{name: value for name, value in values.items() if name in of_the_run})
+    if run.reference_model is not None:
+        with refusing(ValueError):
+            config.check_reference(f"reference_model={run.reference_model} has")
+    return run, config
 
 
 def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:

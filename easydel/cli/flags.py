@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
-
 from easydel.cli.failures import UsageError, did_you_mean
 from easydel.cli.options import Option, Section
+from easydel.cli.plain_yaml import YamlProblem, load_plain, shortened
 from easydel.cli.values import LISTS, MAPPINGS, WrongType, admits, read_value, union_members
 
 EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
@@ -85,7 +84,7 @@ def _value(option: Option, words: str | list[str]) -> Any:
         return read_value(option.annotation, _raw(option, words) if isinstance(words, list) else words)
     except WrongType as expected:
         written = words if isinstance(words, str) else " ".join(words)
-        raise UsageError(f"{option.flag} {written}: expected {expected}.") from None
+        raise UsageError(f"{option.flag} {shortened(written)}: expected {expected}.") from None
 
 
 def _raw(option: Option, words: list[str]) -> Any:
@@ -104,8 +103,8 @@ def _raw(option: Option, words: list[str]) -> Any:
 
 def _as_yaml(word: str) -> Any:
     try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError as error:
+        return load_plain(word)
+    except YamlProblem as error:
         raise WrongType("YAML or JSON") from error
 
 

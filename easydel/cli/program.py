@@ -43,13 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(command)(rest)
     except (UsageError, FailedRun) as error:
-        print(f"easydel: error: {error}", file=sys.stderr)
+        print(f"easydel: error: {_visible(str(error))}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("easydel: interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as finished:  # a command's --help
         return int(finished.code or DONE)
+
+
+def _visible(message: str) -> str:
+    """A message that may quote a row or a file, which must not steer the terminal."""
+    if message.replace("\n", "").isprintable():  # as nearly all are; the import takes numpy and half a second with it
+        return message
+    from easydel.data.visible import visible
+
+    return visible(message)
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

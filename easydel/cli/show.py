@@ -57,8 +57,10 @@ def run_show(arguments: Sequence[str]) -> int:
 
 def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     from rich.console import Console
+    from rich.text import Text
 
-    from easydel.data.faults import RowFault
+    from easydel.data.columns import unread_columns
+    from easydel.data.faults import RowFault, listed
     from easydel.data.preference import PreferenceTransform
     from easydel.data.show import render_fault, render_pair
 
@@ -74,6 +76,9 @@ def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     if found is None:
         raise UsageError(f"--row {row}: {file} ends before it; rows are counted from 0.")
     pair = transform(found, row)
+    unread = unread_columns([found])
+    if unread:
+        Console().print(Text(f"columns that are not read: {listed(unread)}"))
     if isinstance(pair, RowFault):
         Console().print(render_fault(pair, source.locate(row)))
         return ROW_IS_BAD

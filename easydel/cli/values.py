@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections.abc
+import math
 import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
+from easydel.cli.plain_yaml import YamlProblem, load_plain
 
 LISTS = (list, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
@@ -34,7 +35,7 @@ def read_value(annotation: Any, given: Any) -> Any:
     for member in members:
         try:
             return _read(member, given)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     raise WrongType(describe_type(annotation))
 
@@ -73,9 +74,11 @@ def _read(annotation: Any, given: Any) -> Any:
     if annotation is bool and isinstance(given, str):
         given = WORDS.get(given.lower(), given)
     if annotation in (int, float) and isinstance(given, str):
-        return annotation(given)
+        given = annotation(given)
     if annotation is float and isinstance(given, int) and not isinstance(given, bool):
-        return float(given)
+        given = float(given)
+    if isinstance(given, float) and not math.isfinite(given):
+        raise WrongType
     # bool is a subclass of int, so that isinstance would take `true` for a number.
     if type(given) is not annotation:
         raise WrongType
@@ -98,8 +101,8 @@ def _parsed(given: Any, opening: str) -> Any:
     if not (isinstance(given, str) and given.lstrip().startswith(opening)):
         return given
     try:
-        return yaml.safe_load(given)
-    except yaml.YAMLError as error:
+        return load_plain(given)
+    except YamlProblem as error:
         raise WrongType from error
 
 

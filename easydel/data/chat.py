@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 from .chat_renderer import RowRenderer
 from .faults import BadRow
-from .messages import Message
+from .messages import Message, read_call
 from .prompt import common_prefix_length
+from .shown import Part, is_printed_by_python, parts_of, refuse_unseen
 from .tokenise import Tokenizer
+
+
+class Answer(NamedTuple):
+    """Characters [start, end) that carry loss.
+
+    Attributes:
+      words: the [start, end) of what was said, without what the template writes around it; None where that cannot be
+        told, as for tool calls.
+    """
+
+    start: int
+    end: int
+    words: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +37,12 @@ class Rendering:
     Attributes:
       text: prompt and completion together.
       cut: how many characters of it are prompt.
-      answers: the [start, end) characters that carry loss, in order; the last one ends the text.
+      answers: what carries loss, in order; the last one ends the text.
     """
 
     text: str
     cut: int
-    answers: tuple[tuple[int, int], ...]
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -34,11 +51,16 @@ class ChatTemplate:
 
     Attributes:
       special_tokens: the tokenizer's special ids and how each is written.
+      renderer: renders with the row's tools and keyword arguments.
+      context: what the rendering must show beside the messages.
+      content_as_parts: whether the template is given content as a list of parts rather than as text.
     """
 
     tokenizer: Tokenizer
     special_tokens: Mapping[int, str]
     renderer: RowRenderer
+    context: Sequence[Part] = ()
+    content_as_parts: bool = False
 
     def render(self, messages: list[Message], field: str, *, generation_prompt: bool = False) -> str:
         """The conversation as text; with `generation_prompt` it ends where the next answer begins.
@@ -58,42 +80,77 @@ class ChatTemplate:
         return self.renderer.render(messages, field, generation_prompt=generation_prompt)
 
     def render_pair(
-        self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
+        self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str = ""
     ) -> tuple[Rendering, Rendering]:
-        """Both completions, each rendered together with the prompt."""
+        """Both completions, each rendered together with the prompt; `prefill` opens both, and is part of the prompt.
+
+        Where the template leaves something out, it is given the messages in the other forms that templates expect.
+
+        Raises:
+          BadRow: "template error" where a part of the row is not rendered, "unstable template".
+        """
+        try:
+            return self._render_pair(prompt, chosen, rejected, prefill)
+        except BadRow as bad:
+            if bad.structural or bad.reason not in ("template error", "unstable template"):
+                raise
+            calls = any("tool_calls" in message for message in (*prompt, *chosen, *rejected))
+            for parts, text in ((False, True), (True, False), (True, True)) if calls else ((True, False),):
+                form = partial(_in_form, content_as_parts=parts, arguments_as_text=text)
+                other = replace(self, renderer=self.renderer.in_form(form), content_as_parts=parts)
+                with suppress(BadRow):
+                    return other._render_pair(prompt, chosen, rejected, prefill)
+            raise
+
+    def _render_pair(
+        self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str
+    ) -> tuple[Rendering, Rendering]:
         self.renderer.prepare((prompt, True), (prompt + chosen, False), (prompt + rejected, False))
         opened = self.render(prompt, "prompt", generation_prompt=True)
-        sides = (
-            self._render_side(prompt, opened, chosen, "chosen"),
-            self._render_side(prompt, opened, rejected, "rejected"),
-        )
+        of_prompt = [*self.context]
         for number, message in enumerate(prompt):
-            if not _is_shown(message, sides[0].text):
-                raise BadRow(
-                    "prompt",
-                    "template error",
-                    f'"prompt" message {number} (role {message["role"]}) does not appear in what the chat template '
-                    "renders: the template ignores it. Use a role the template knows, or set another "
-                    "tokenizer.chat_template.",
-                )
-        return sides
+            of_prompt += parts_of(message, "prompt", number, scored=False)
+        return (
+            self._render_side(prompt, of_prompt, opened, chosen, "chosen", prefill),
+            self._render_side(prompt, of_prompt, opened, rejected, "rejected", prefill),
+        )
 
-    def _render_side(self, prompt: list[Message], opened: str, completion: list[Message], field: str) -> Rendering:
+    def _render_side(
+        self,
+        prompt: list[Message],
+        of_prompt: list[Part],
+        opened: str,
+        completion: list[Message],
+        field: str,
+        prefill: str,
+    ) -> Rendering:
         messages = prompt + completion
         text = self._render_turns(messages, field)
-        if len(completion) == 1:
-            cut = self._answer_start(prompt, opened, text, field, completion[0])
-            return Rendering(text, cut, ((cut, len(text)),))
-        answers = []
-        for number, message in enumerate(completion, start=len(prompt)):
+        answers, parts = [], []
+        for number, message in enumerate(completion):
             if message["role"] != "assistant":
+                parts += parts_of(message, field, number, scored=False)
                 continue
-            before = messages[:number]
-            opened = opened if number == len(prompt) else self.render(before, field, generation_prompt=True)
-            start = self._answer_start(before, opened, text, field, None)
-            last = number == len(messages) - 1
-            answers.append((start, len(text) if last else self._turn_end(messages[: number + 1], text, field)))
-        return Rendering(text, answers[0][0], tuple(answers))
+            before = messages[: len(prompt) + number]
+            opened = opened if number == 0 else self.render(before, field, generation_prompt=True)
+            start = self._answer_start(before, opened, text, field, message if len(completion) == 1 else None)
+            last = number == len(completion) - 1
+            end = len(text) if last else self._turn_end(messages[: len(prompt) + number + 1], text, field)
+            of_answer = parts_of(message, field, number, scored=True)
+            answers.append(_answer(text, start, end, of_answer))
+            parts += of_answer
+        refuse_unseen([*of_prompt, *parts], text)
+        self._refuse_other_notation(messages, text, field)
+        if prefill:
+            answers[0] = _behind(prefill, answers[0], text, field)
+        return Rendering(text, answers[0].start, tuple(answers))
+
+    def _refuse_other_notation(self, messages: list[Message], text: str, field: str) -> None:
+        """Raise `BadRow` where the template prints Python's lists and dicts: it expects another form."""
+        if self.content_as_parts and "'type': 'text'" in text.replace('"', "'"):
+            raise _in_python(field, "content parts")
+        if is_printed_by_python(messages, text):
+            raise _in_python(field, "the arguments of a tool call")
 
     def _answer_start(
         self, before: list[Message], opened: str, text: str, field: str, last_answer: Message | None
@@ -146,9 +203,60 @@ def _unstable(field: str) -> BadRow:
     )
 
 
-def _is_shown(message: Message, text: str) -> bool:
-    """Whether a message that templates are known to skip appears in the text, as it is or as JSON."""
-    if message["role"] not in ("system", "developer", "tool"):
-        return True
-    content = message["content"].strip()
-    return content in text or json.dumps(content)[1:-1] in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
+def _in_python(field: str, what: str) -> BadRow:
+    return BadRow(
+        field,
+        "template error",
+        f'the chat template writes {what} of "{field}" as Python prints them, not as JSON. Let it write them with '
+        "| tojson, or set another tokenizer.chat_template.",
+    )
+
+
+def _in_form(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
+    """A message as some templates expect it; see `ChatTemplate`."""
+    if arguments_as_text:
+        message = _with_arguments_as_text(message)
+    return message | {"content": [{"type": "text", "text": message["content"]}]} if content_as_parts else message
+
+
+def _with_arguments_as_text(message: Message) -> Message:
+    calls = []
+    for call in message.get("tool_calls", ()):
+        _, arguments = read_call(call)
+        written = {"arguments": json.dumps(arguments, ensure_ascii=False)}
+        calls.append(call | {"function": call["function"] | written} if "function" in call else call | written)
+    return message | {"tool_calls": calls} if calls else message
+
+
+def _answer(text: str, start: int, end: int, parts: Sequence[Part]) -> Answer:
+    """The answer at [start, end), which must hold all its parts.
+
+    Raises:
+      BadRow: "template error".
+    """
+    for part in parts:
+        # What a generation prompt has written already, such as "<think>", may open the part.
+        refuse_unseen([part], text[max(0, start - len(part.text)) : end])
+    words_start = words_end = None
+    for part in parts:
+        if part.kind == "tool call":
+            return Answer(start, end)
+        found = text.find(part.text.strip(), words_end or start, end)
+        if found < 0:
+            return Answer(start, end)
+        words_start = found if words_start is None else words_start
+        words_end = found + len(part.text.strip())
+    return Answer(start, end, None if words_start is None or words_end is None else (words_start, words_end))
+
+
+def _behind(prefill: str, answer: Answer, text: str, field: str) -> Answer:
+    """The answer without the words that it goes on from."""
+    found = text.find(prefill.lstrip(), max(0, answer.start - len(prefill)), answer.end)
+    if found < 0:
+        raise BadRow(
+            "prompt",
+            "unstable template",
+            f'"prompt" ends in an assistant message that "{field}" goes on with, but the chat template rewrites its '
+            'text, so the two cannot be told apart. Move that text into both completions, or end "prompt" before it.',
+        )
+    return answer._replace(start=found + len(prefill.lstrip()))

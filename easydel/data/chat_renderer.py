@@ -114,21 +114,38 @@ class ChatRenderer:
 
 
 class RowRenderer:
-    """Renders the conversations of one row, and remembers them by their messages."""
+    """Renders the conversations of one row, and remembers them by their messages.
 
-    def __init__(self, renderer: ChatRenderer, tools: list[Any] | None, kwargs: Mapping[str, Any]):
+    Args:
+      renderer: what renders.
+      tools, kwargs: what the template gets besides.
+      form: makes of a message what the template is given; None gives it as it is.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        tools: list[Any] | None,
+        kwargs: Mapping[str, Any],
+        form: Callable[[Message], Message] | None = None,
+    ):
         self._renderer = renderer
         self._tools = tools
         self._kwargs = kwargs
+        self._form = form
         self._known: dict[tuple[bool, tuple[int, ...]], str | TemplateFailure] = {}
-        self._kept: list[Message] = []
+        # Each message and what the template is given for it; held, because their ids stand for them.
+        self._given: dict[int, tuple[Message, Message]] = {}
+
+    def in_form(self, form: Callable[[Message], Message]) -> RowRenderer:
+        """The same row with its messages in another form."""
+        return RowRenderer(self._renderer, self._tools, self._kwargs, form)
 
     def prepare(self, *conversations: Conversation) -> None:
         """Render all that will be needed at once: the way to the other process costs as much as a rendering."""
-        for (messages, generation_prompt), text in zip(
-            conversations, self._renderer.render(conversations, self._tools, self._kwargs)
-        ):
-            self._kept += messages  # their ids stand for them
+        given = [([*map(self._as_given, messages)], generation_prompt) for messages, generation_prompt in conversations]
+        texts = self._renderer.render(given, self._tools, self._kwargs)
+        for (messages, generation_prompt), text in zip(conversations, texts):
             self._known[generation_prompt, tuple(map(id, messages))] = text
 
     def render(self, messages: list[Message], column: str, *, generation_prompt: bool = False) -> str:
@@ -148,6 +165,11 @@ class RowRenderer:
         if isinstance(text, TemplateFailure):
             raise _fault(messages, column, text) from text
         return text
+
+    def _as_given(self, message: Message) -> Message:
+        if id(message) not in self._given:
+            self._given[id(message)] = message, message if self._form is None else self._form(message)
+        return self._given[id(message)][1]
 
 
 def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:

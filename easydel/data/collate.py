@@ -35,13 +35,7 @@ class Collator:
         Raises:
           DataError: a token id that the model does not have, or a batch that does not hold the pairs.
         """
-        for pair in pairs:
-            largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-            if largest >= self.vocab_size:
-                raise DataError(
-                    f"row {pair.index} holds token id {largest}, but the model has {self.vocab_size} tokens: "
-                    "processing_class is not this model's tokenizer."
-                )
+        refuse_ids_outside(pairs, self.vocab_size)
         if self.data_collator is None:
             return pack(pairs, self.layout)
         batch = self.data_collator(pairs)
@@ -58,6 +52,21 @@ class Collator:
                 "must be in the batch."
             )
         return batch
+
+
+def refuse_ids_outside(pairs: Sequence[PreferencePair], vocab_size: int) -> None:
+    """Refuse pairs with tokens that the model does not have.
+
+    Raises:
+      DataError: names the row and the id.
+    """
+    for pair in pairs:
+        largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+        if largest >= vocab_size:
+            raise DataError(
+                f"row {pair.index} holds token id {largest}, but the model has {vocab_size} tokens: "
+                "processing_class is not this model's tokenizer."
+            )
 
 
 @dataclass(frozen=True)

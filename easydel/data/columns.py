@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .faults import BadRow, describe
+from .context import CONTEXT_COLUMNS, MEDIA_COLUMNS
+from .faults import BadRow, describe, listed
 from .messages import is_list
+from .nested import read_json, without_nulls
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
+ID_FIELDS = tuple(f"{field}_ids" for field in PAIR_FIELDS)
+OPTION_COLUMNS = ("tools", "chat_template_kwargs", "weight", "ref_chosen_logps", "ref_rejected_logps")
+READ_COLUMNS = frozenset({*PAIR_FIELDS, *OPTION_COLUMNS, *CONTEXT_COLUMNS, *MEDIA_COLUMNS})
+
+LARGEST_FLOAT32, SMALLEST_FLOAT32 = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 # Names other data sets use for these columns; only ever suggested, never read.
 OTHER_NAMES = {
@@ -26,13 +31,24 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """What a row may say beside its pair."""
+    """What a row may say beside its pair; `own_tools` are those of `tools` that the row itself brings."""
 
     tools: list[Any] | None
+    own_tools: list[Any]
     chat_template_kwargs: Mapping[str, Any]
     weight: float
     ref_chosen_logps: float | None
     ref_rejected_logps: float | None
+
+
+def unread_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the columns that nothing reads, such as scores, ids and sources, each once."""
+    names: dict[str, None] = {}
+    for row in rows:
+        if isinstance(row, Mapping):
+            ids = ID_FIELDS if all(row.get(name) is not None for name in ID_FIELDS) else ()
+            names |= dict.fromkeys(str(name) for name in row if name not in READ_COLUMNS and name not in ids)
+    return list(names)
 
 
 def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +59,11 @@ def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       BadRow: "missing column" (structural) or "missing value".
     """
-    ids = {field: row.get(f"{field}_ids") for field in PAIR_FIELDS}
+    ids = {field: row.get(name) for field, name in zip(PAIR_FIELDS, ID_FIELDS, strict=True)}
     if all(value is not None for value in ids.values()):
-        return ids
+        return {
+            field: _ids_from_text(value, field) if isinstance(value, str) else value for field, value in ids.items()
+        }
     for field in ("chosen", "rejected"):
         if row.get(field) is None and field in row:
             raise BadRow(
@@ -57,6 +75,13 @@ def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     if "prompt" not in row and _suggestion("prompt", row) is not None:
         raise _missing_column("prompt", row)
     return {field: row.get(field) for field in PAIR_FIELDS}
+
+
+def _ids_from_text(text: str, field: str) -> list[Any]:
+    ids = read_json(text, field, f'"{field}_ids"')
+    if not isinstance(ids, list):
+        raise BadRow(field, "wrong type", f'"{field}_ids" is {describe(text)}, expected a list of token ids.')
+    return ids
 
 
 def missing_prompt(row: Mapping[str, Any], units: str) -> NoReturn:
@@ -72,13 +97,13 @@ def missing_prompt(row: Mapping[str, Any], units: str) -> NoReturn:
 
 
 def _missing_column(field: str, row: Mapping[str, Any], also: str = "") -> BadRow:
-    columns = ", ".join(f'"{name}"' for name in row) or "none"
+    columns = listed(row) or "none"
     yours = _suggestion(field, row) or "yours"
     return BadRow(
         field,
         "missing column",
         f'there is no column "{field}"{also}. The row has {columns}; expected "prompt", "chosen" and "rejected". '
-        f'If it goes by another name, rename it: source.rename_fields({{"{yours}": "{field}"}}).',
+        f'If it goes by another name, rename it: source.rename_fields({{{listed([yours])}: "{field}"}}).',
         structural=True,
     )
 
@@ -144,12 +169,16 @@ def read_options(
     Raises:
       BadRow: "wrong type" or "bad value".
     """
-    own_tools = _json_column(row, "tools", list)
+    own_tools = _tools(row)
     own_kwargs = _json_column(row, "chat_template_kwargs", Mapping) or {}
     weight = _number(row, "weight")
     if weight is not None and weight < 0:
         raise BadRow("weight", "bad value", f'"weight" is {weight}, expected a number from 0 up.')
-    chosen, rejected = _number(row, "ref_chosen_logps"), _number(row, "ref_rejected_logps")
+    if weight and weight < SMALLEST_FLOAT32:
+        raise BadRow(
+            "weight", "bad value", f'"weight" is {weight}, which is 0 in float32. Give 0, or scale the weights.'
+        )
+    chosen, rejected = _log_prob(row, "ref_chosen_logps"), _log_prob(row, "ref_rejected_logps")
     if (chosen is None) != (rejected is None):
         absent = "ref_chosen_logps" if chosen is None else "ref_rejected_logps"
         raise BadRow(
@@ -157,32 +186,65 @@ def read_options(
         )
     return RowOptions(
         tools=(tools if own_tools is None else own_tools) or None,
-        chat_template_kwargs={
-            **(chat_template_kwargs or {}),
-            # Arrow gives every row every key and fills in None.
-            **{key: value for key, value in own_kwargs.items() if value is not None},
-        },
+        own_tools=own_tools or [],
+        chat_template_kwargs={**(chat_template_kwargs or {}), **own_kwargs},
         weight=1.0 if weight is None else weight,
         ref_chosen_logps=chosen,
         ref_rejected_logps=rejected,
     )
 
 
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+    """The row's tools as mappings; a tool, or its parameters, may be JSON text."""
+    tools = _json_column(row, "tools", list)
+    return None if tools is None else [_named_tool(tool, f"tool {number}") for number, tool in enumerate(tools)]
+
+
+def _named_tool(tool: Any, where: str) -> dict[str, Any]:
+    tool = _tool(tool, where)
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name", tool.get("name")), str):
+        raise BadRow("tools", "missing value", f'{where} has no name: {describe(tool)}. Give each tool a "name".')
+    return tool
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    if isinstance(tool, str):
+        tool = read_json(tool, "tools", where)
+    if not isinstance(tool, Mapping):
+        raise BadRow("tools", "wrong type", f"{where} is {describe(tool)}, expected a mapping or its JSON text.")
+    tool = dict(tool)
+    if isinstance(tool.get("function"), Mapping | str):
+        tool["function"] = _tool(tool["function"], f'"function" of {where}')
+    if isinstance(tool.get("parameters"), str):
+        parameters = read_json(tool["parameters"], "tools", f'"parameters" of {where}')
+        if not isinstance(parameters, Mapping):
+            raise BadRow(
+                "tools", "wrong type", f'"parameters" of {where} is {describe(parameters)}, expected a mapping.'
+            )
+        tool["parameters"] = parameters
+    return tool
+
+
 def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:
     """A column's list or mapping, read from JSON where it is text; None where the row has none."""
     value = row.get(field)
     if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise BadRow(field, "bad value", f'"{field}" is text but not JSON ({error}): {describe(value)}.') from error
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+        value = read_json(value, field, f'"{field}"') if value.strip() else None
+    else:
+        value = without_nulls(value, field, f'"{field}"')
     if value is not None and not isinstance(value, expected):
         kind = "a list" if expected is list else "a mapping"
         raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected {kind} or {kind} as JSON text.')
+    return value
+
+
+def _log_prob(row: Mapping[str, Any], field: str) -> float | None:
+    value = _number(row, field)
+    if value is not None and value > 0:
+        raise BadRow(
+            field, "bad value", f'"{field}" is {value}, but a log-prob is never above 0. Give the sum in nats.'
+        )
     return value
 
 
@@ -190,7 +252,7 @@ def _number(row: Mapping[str, Any], field: str) -> float | None:
     value = row.get(field)
     if value is None:
         return None
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     if isinstance(value, str):  # CSV knows only text
         if not value.strip():
@@ -199,8 +261,9 @@ def _number(row: Mapping[str, Any], field: str) -> float | None:
             value = float(value)
         except ValueError:
             raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.') from None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.')
-    if not math.isfinite(value):
-        raise BadRow(field, "bad value", f'"{field}" is {value}, expected a finite number.')
+    # Not by float(value): an integer of 400 digits is larger than any.
+    if not -LARGEST_FLOAT32 <= value <= LARGEST_FLOAT32:
+        raise BadRow(field, "bad value", f'"{field}" is {describe(value)}, expected a number that float32 can hold.')
     return float(value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from .visible import visible
 
 FaultReason = Literal[
     "unreadable row",
@@ -15,6 +17,7 @@ FaultReason = Literal[
     "wrong type",
     "unknown role",
     "bad value",
+    "unused column",
     "empty prompt",
     "empty completion",
     "chosen equals rejected",
@@ -31,6 +34,7 @@ FAULT_REASONS: tuple[str, ...] = get_args(FaultReason)
 
 MINIMUM_ROWS_TO_JUDGE = 100
 EXAMPLES_PER_REASON = 3
+LISTED_NAMES, LONGEST_NAME = 20, 40
 GOOD = "good"  # counted beside the reasons
 
 
@@ -73,7 +77,7 @@ class BadRow(Exception):
 
     def at(self, index: int) -> RowFault:
         """This fault as a value, for the row at `index`."""
-        return RowFault(index, self.field, self.reason, self.message, self.structural)
+        return RowFault(index, self.field, self.reason, visible(self.message), self.structural)
 
 
 def empty_completion(field: str, found: str) -> BadRow:
@@ -83,12 +87,29 @@ def empty_completion(field: str, found: str) -> BadRow:
 
 def unreadable(error: UnreadableRow, index: int) -> RowFault:
     """The fault of a row that a source could not read."""
-    return RowFault(index, "row", "unreadable row", str(error))
+    return RowFault(index, "row", "unreadable row", visible(str(error)))
+
+
+class _Shortened(reprlib.Repr):
+    """`reprlib`, but for integers of more digits than Python is willing to write."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"of {x.bit_length()} bits"
+
+
+_shortened = _Shortened()
 
 
 def describe(value: object) -> str:
     """A value as a message names it: its type, then the value itself, shortened."""
-    return f"{type(value).__name__} {reprlib.repr(value)}"
+    return visible(f"{type(value).__name__} {_shortened.repr(value)}")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in quotes, the first few of them, each shortened."""
+    quoted = [f'"{name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"}"' for name in map(str, names)]
+    more = len(quoted) - LISTED_NAMES
+    return visible(", ".join(quoted[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 class FaultTally:
@@ -132,7 +153,7 @@ class FaultTally:
     def record(self, fault: RowFault, location: str, epoch: int = 0) -> None:
         """Count one dropped row; `location` is such as "train.jsonl, row 812"."""
         self._add(fault.reason, epoch)
-        example = f"{location}: {fault.message}"
+        example = visible(f"{location}: {fault.message}")
         examples = self._examples.setdefault(fault.reason, [])
         if len(examples) < EXAMPLES_PER_REASON and example not in examples:
             examples.append(example)

@@ -9,24 +9,24 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import starmap
 from os import PathLike, fspath
-from pathlib import Path
 from typing import ClassVar
 
 import fsspec
 
 from .arrow_files import ArrowFile, ParquetFile
 from .faults import DataError
+from .remote import file_name, local_copy, masked
 from .sources import Row, ShardedDataSource
-from .table_file import TableFile
-from .text_files import CsvFile, JsonFile, JsonLinesFile, parse_json_line
+from .table_file import TableFile, regular_file
+from .text_files import LONGEST_RECORD, CsvFile, JsonFile, JsonLinesFile, parse_json_line
 
 
 class FileSource(ShardedDataSource):
     """Files of one format, a shard each, in the order given.
 
     Args:
-      paths: a path or a list of paths: local, or a URL that fsspec reads. Remote files are copied once, to a
-        temporary folder, when they are first read.
+      paths: a path or a list of paths: local, or a URL of http, https or anything that fsspec reads. Remote files are
+        copied once, to a temporary folder, when they are first read.
 
     Raises:
       DataError: while reading, for a file that is not what its name says; names the file and the row or line.
@@ -38,9 +38,9 @@ class FileSource(ShardedDataSource):
         given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
         self._names = tuple(fspath(path) for path in given)
         if repeated := [name for name, count in Counter(self._names).items() if count > 1]:
-            raise ValueError(f"the file {repeated[0]} is given twice; give each file once.")
-        short = [name.rstrip("/").rsplit("/", 1)[-1] for name in self._names]
-        self._labels = dict(zip(self._names, short if len(set(short)) == len(short) else self._names, strict=True))
+            raise ValueError(f"the file {masked(repeated[0])} is given twice; give each file once.")
+        short, whole = list(map(file_name, self._names)), list(map(masked, self._names))
+        self._labels = dict(zip(self._names, short if len(set(short)) == len(short) else whole, strict=True))
         self._files: dict[str, TableFile] = {}
 
     @property
@@ -69,18 +69,11 @@ class FileSource(ShardedDataSource):
     def _file(self, name: str) -> TableFile:
         if name not in self._files:
             if name not in self._labels:
-                raise KeyError(f"there is no shard {name!r}; the shards are {', '.join(self._names)}.")
+                raise KeyError(
+                    f"there is no shard {masked(name)}; the shards are {', '.join(map(masked, self._names))}."
+                )
             self._files[name] = self.file_type(local_copy(name), self._labels[name])
         return self._files[name]
-
-
-def local_copy(name: str) -> Path:
-    """A local path with the content of `name`, a path or an fsspec URL."""
-    if "://" not in name:
-        return Path(name)
-    if name.startswith(("file://", "local://")):
-        return Path(fsspec.core.url_to_fs(name)[1])
-    return Path(fsspec.open_local(f"filecache::{name}"))
 
 
 class JsonLinesSource(FileSource):
@@ -131,8 +124,13 @@ class CompressedJsonLinesSource(ShardedDataSource):
     def _lines(self, name: str) -> Iterator[tuple[int, bytes]]:
         """The lines with text in them, and their numbers, counted from 1."""
         try:
-            with fsspec.open(name, "rb", compression="infer") as file:
-                for number, line in enumerate(file, start=1):
+            path, compression = local_copy(name), fsspec.utils.infer_compression(file_name(name))
+            regular_file(path, self.label(name))
+            with fsspec.open(str(path), "rb", compression=compression) as file:
+                # A few kilobytes can unpack to gigabytes without a line end.
+                for number, line in enumerate(iter(lambda: file.readline(LONGEST_RECORD + 1), b""), start=1):
+                    if len(line) > LONGEST_RECORD:
+                        raise DataError(f"{self.label(name)}, line {number} has more than {LONGEST_RECORD} bytes.")
                     if line.strip():
                         yield number, line
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
@@ -147,4 +145,4 @@ class CompressedJsonLinesSource(ShardedDataSource):
         return parse_json_line(line, lambda: f"{self.label(name)}, line {number}")
 
     def label(self, name: str) -> str:
-        return name.rsplit("/", 1)[-1]
+        return file_name(name)

@@ -213,6 +213,9 @@ class PreferenceLoader:
             result = self._transform(self._source[index], index)
         except UnreadableRow as error:
             result = unreadable(error, index)
+        except Exception as error:
+            error.add_note(f"while reading {self._source.locate(index)}")
+            raise
         return Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
 
     def _streamed_outcome(self, row: StreamedRow) -> Outcome:
@@ -236,15 +239,18 @@ def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
             continue
 
 
-def check_first_rows(source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16) -> None:
-    """Look at a few rows before anything expensive starts; at all of them where they are few.
+def check_first_rows(
+    source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16
+) -> list[PreferencePair]:
+    """Look at a few rows before anything expensive starts, at all of them where they are few: the good ones' pairs.
 
     Raises:
-      DataError: there are no rows, they show a structural fault, none is good, or a small set has too many bad ones.
+      DataError: there are no rows, they show a structural fault, none is good, all have weight 0, or a small set has
+        too many bad ones.
     """
     is_whole = source.has_random_access and len(source) <= MINIMUM_ROWS_TO_JUDGE
     tally = FaultTally(max_dropped_share if is_whole else 1.0)
-    first = iter(source)
+    first, pairs = iter(source), []
     for index in range(len(source) if is_whole else rows):
         try:
             result = transform(next(first), index)
@@ -256,6 +262,14 @@ def check_first_rows(source: ShardedDataSource, transform: Transform, max_droppe
             tally.record(result, source.locate(index))
         else:
             tally.record_good()
+            pairs.append(result)
     if tally.rows_seen == 0:
         raise DataError("the data holds no rows.")
     tally.check(final=True)
+    if all(pair.weight == 0 for pair in pairs):
+        which = "every good row" if is_whole else f"each of the first {len(pairs)} good rows"
+        raise DataError(
+            f'{source.locate(pairs[0].index)}: "weight" is 0, as in {which}, so that nothing is trained. Give weights '
+            'above 0, drop the column, or leave such rows out: source.filter(lambda row: float(row["weight"]) > 0).'
+        )
+    return pairs

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import groupby
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
+from .byte_index import BYTE_ORDER_MARK
+from .faults import DataError, describe
 from .files import (
     ArrowSource,
     CompressedJsonLinesSource,
@@ -18,9 +20,13 @@ from .files import (
     JsonLinesSource,
     JsonSource,
     ParquetSource,
-    local_copy,
 )
+from .remote import asking, file_name, is_remote, is_web, local_copy, masked
 from .sources import CompositeSource, ShardedDataSource
+from .table_file import regular_file
+from .text_files import parse_json, refuse_other_kinds
+
+FIRST_LINE_BYTES = 1 << 20
 
 SourceType = Callable[[list[str]], ShardedDataSource]
 
@@ -59,6 +65,14 @@ def open_source(spec: str | PathLike | Iterable[str | PathLike]) -> ShardedDataS
 
 def _expand(name: str) -> list[str]:
     """The files that a path, glob, folder or URL stands for."""
+    if is_web(name):
+        if _suffix(name) is not None:  # otherwise refused by its name; a web server lists no folder
+            local_copy(name)
+        return [name]
+    return asking(name, lambda: _found(name)) if is_remote(name) else _found(name)
+
+
+def _found(name: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(name)
     remote = "://" in name
 
@@ -68,7 +82,9 @@ def _expand(name: str) -> list[str]:
     if filesystem.isdir(path):
         if not remote and (saved := _saved_dataset_files(Path(path), name)):
             return saved
-        found = sorted(inside for inside in filesystem.ls(path, detail=False) if _suffix(inside) is not None)
+        # A folder may bear the name of a file; it is none.
+        listed = sorted(inside["name"] for inside in filesystem.ls(path, detail=True) if inside["type"] != "directory")
+        found = [inside for inside in listed if _suffix(inside) is not None]
         if not found:
             raise FileNotFoundError(f"the folder {name} holds no file that ends in {_suffixes()}.")
         return [f"{name.rstrip('/')}/{inside.rsplit('/', 1)[-1]}" for inside in found]
@@ -85,14 +101,32 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
     """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order; none for any other folder."""
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = json.loads(splits.read_text())["splits"]
+        names = _listed(splits, "splits", str)
         raise ValueError(
             f"{name} holds the splits {', '.join(names)}; give the folder of one, such as {name}/{names[0]}."
         )
     state = folder / "state.json"
     if not state.is_file():
         return []
-    return [str(folder / entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]]
+    files = [entry.get("filename") for entry in _listed(state, "_data_files", dict)]
+    for file in files:
+        # Nothing outside of the folder belongs to the data set.
+        if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+            raise DataError(f"{state} names {describe(file)}, which is no file beside it. Save the data set again.")
+    return [str(folder / file) for file in files]
+
+
+def _listed(path: Path, key: str, kind: type) -> list[Any]:
+    """The list under a key of a JSON file that `datasets` wrote."""
+    try:
+        regular_file(path, str(path))
+        held = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}. Save the data set again.") from error
+    found = held.get(key) if isinstance(held, dict) else None
+    if not isinstance(found, list) or not found or not all(isinstance(entry, kind) for entry in found):
+        raise DataError(f'{path} has no list "{key}" of what the data set holds. Save the data set again.')
+    return found
 
 
 def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:
@@ -107,22 +141,39 @@ def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:
 
 def _suffix(name: str) -> str | None:
     """The longest known suffix of a file name."""
+    name = file_name(name).lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default=None)
 
 
 def _source_type(name: str) -> SourceType:
     suffix = _suffix(name)
     if suffix is None:
-        raise ValueError(f"{name} has no known suffix; expected one of {_suffixes()}.")
-    # Many .json files are JSON lines; the first character tells.
-    if suffix == ".json" and not _is_json_list(name):
+        raise ValueError(f"{masked(name)} has no known suffix; expected one of {_suffixes()}.")
+    if suffix == ".json" and not _is_one_value(name):
         return JsonLinesSource
     return SUFFIXES[suffix]
 
 
-def _is_json_list(name: str) -> bool:
-    with local_copy(name).open("rb") as file:
-        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+def _is_one_value(name: str) -> bool:
+    """Whether a file is one JSON list or one object around the rows; many .json files are JSON lines."""
+    path = local_copy(name)
+    refuse_other_kinds(path, file_name(name))
+    with path.open("rb") as file:
+        start = file.read(FIRST_LINE_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+        has_more = bool(file.read(1))
+    if not start.startswith(b"{"):
+        return start.startswith(b"[")
+    line, line_end, rest = start.partition(b"\n")
+    if (rest.strip() or has_more) and line_end:
+        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # it goes on behind the line
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return False
+    # One object on one line is a row, unless what it holds is rows.
+    return not ({"chosen", "rejected", "chosen_ids"} & row.keys()) and any(
+        isinstance(value, list) and value and isinstance(value[0], dict) for value in row.values()
+    )
 
 
 def _suffixes() -> str:

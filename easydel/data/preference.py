@@ -12,19 +12,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from .chat import ChatTemplate, Rendering
+from .chat import Answer, ChatTemplate, Rendering
 from .chat_renderer import ChatRenderer
 from .columns import RowOptions, is_token_ids, missing_prompt, read_options, read_pair_columns, read_token_ids
+from .context import read_context, refuse_context_of_text, refuse_media
 from .faults import BadRow, RowFault, describe, empty_completion
+from .message_text import read_message_text
 from .messages import Message, is_message_list, normalise_messages
 from .prompt import gather_prompt, split_shared_messages, split_shared_text
 from .repeats import (
     equal_completions,
-    refuse_equal,
+    refuse_equal_messages,
+    refuse_equal_text,
     refuse_repeated_messages,
     refuse_repeated_text,
     refuse_repeated_tokens,
+    without_repeated_prefill,
 )
+from .shown import parts_of_context
 from .split import PairTokens, split_renderings
 from .tokenise import Encoder, Tokenizer
 from .truncate import Limits, TruncationMode, truncate_pair
@@ -130,16 +135,19 @@ class PreferenceTransform:
         )
 
     def _tokenise(self, row: Mapping[str, Any], options: RowOptions) -> PairTokens:
+        refuse_media(row)
         columns = read_pair_columns(row)
         if any(is_token_ids(value) for value in columns.values()):
             return self._from_token_ids(columns)
+        messages = {field: _read_messages(value, field) for field, value in columns.items()}
         for field, value in columns.items():
-            if not (isinstance(value, str) or is_message_list(value) or (value is None and field == "prompt")):
+            if messages[field] is None and not (isinstance(value, str) or (value is None and field == "prompt")):
                 raise BadRow(
                     field, "wrong type", f'"{field}" is {describe(value)}, expected text, chat messages or token ids.'
                 )
-        if any(is_message_list(value) for value in columns.values()):
-            return self._from_messages(row, columns, options)
+        _refuse_one_in_text(columns, messages)
+        if any(value is not None for value in messages.values()):
+            return self._from_messages(row, columns, messages, options)
         return self._from_text(row, **columns)
 
     def _from_token_ids(self, columns: Mapping[str, Any]) -> PairTokens:
@@ -152,7 +160,8 @@ class PreferenceTransform:
         for field, text in (("chosen", chosen), ("rejected", rejected)):
             if not text.strip():
                 raise empty_completion(field, f'"{field}" is {describe(text)}')
-        refuse_equal(chosen, rejected)
+        refuse_context_of_text(row, chosen if prompt is None else prompt)
+        refuse_equal_text(chosen, rejected)
         if prompt is None:
             prompt, chosen, rejected = split_shared_text(chosen, rejected) or missing_prompt(row, "words")
         elif not prompt.strip() and self._encoder.bos_id is None:
@@ -161,36 +170,108 @@ class PreferenceTransform:
         stop_ids = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
         return split_renderings(self._encoder, _joined(prompt, chosen), _joined(prompt, rejected), stop_ids)
 
-    def _from_messages(self, row: Mapping[str, Any], columns: Mapping[str, Any], options: RowOptions) -> PairTokens:
+    def _from_messages(
+        self,
+        row: Mapping[str, Any],
+        columns: Mapping[str, Any],
+        messages: Mapping[str, list[Message] | None],
+        options: RowOptions,
+    ) -> PairTokens:
         """Chat: text stands for one message, and everything goes through the chat template."""
-        chosen = _as_messages(columns["chosen"], "chosen")
-        rejected = _as_messages(columns["rejected"], "rejected")
-        refuse_equal(chosen, rejected)
-        if columns["prompt"] is None:
-            prompt, chosen, rejected = split_shared_messages(chosen, rejected) or missing_prompt(row, "messages")
-        else:
-            prompt, chosen, rejected = gather_prompt(_as_messages(columns["prompt"], "prompt"), chosen, rejected)
-        if not any(message["content"].strip() for message in prompt):
-            raise _empty_prompt('"prompt" has no messages with text in them')
+        context = read_context(row)
+        chosen = _as_messages(columns["chosen"], messages["chosen"], "assistant")
+        rejected = _as_messages(columns["rejected"], messages["rejected"], "assistant")
+        refuse_equal_messages(chosen, rejected)
+        prompt, chosen, rejected = self._split(row, columns["prompt"], messages["prompt"], chosen, rejected)
         chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
+        refuse_equal_messages(chosen, rejected)
+        prompt = context.before(prompt)
+        prompt, prefill, chosen, rejected = _split_prefill(prompt, chosen, rejected)
         refuse_repeated_messages(prompt, chosen=chosen, rejected=rejected)
         special_tokens = self._encoder.special_tokens
-        renderer = self._renderer.for_row(options.tools, options.chat_template_kwargs)
-        template = ChatTemplate(self.tokenizer, special_tokens, renderer)
-        return split_renderings(
-            self._encoder, *template.render_pair(prompt, chosen, rejected), frozenset(special_tokens)
+        documents = {} if context.documents is None else {"documents": context.documents}
+        renderer = self._renderer.for_row(options.tools, {**options.chat_template_kwargs, **documents})
+        template = ChatTemplate(
+            self.tokenizer, special_tokens, renderer, parts_of_context(options.own_tools, context.documents or ())
         )
+        return split_renderings(
+            self._encoder, *template.render_pair(prompt, chosen, rejected, prefill), frozenset(special_tokens)
+        )
+
+    def _split(
+        self,
+        row: Mapping[str, Any],
+        given: object,
+        messages: list[Message] | None,
+        chosen: list[Message],
+        rejected: list[Message],
+    ) -> tuple[list[Message], list[Message], list[Message]]:
+        """Prompt, chosen and rejected, each turn once; an empty prompt is one that the completions share."""
+        prompt = [] if given is None else _as_messages(given, messages, "user")
+        if any(message["content"].strip() or "tool_calls" in message for message in prompt):
+            return gather_prompt(prompt, chosen, rejected)
+        shared = split_shared_messages(chosen, rejected)
+        if shared is None and given is not None:
+            raise _empty_prompt('"prompt" has no messages with text in them')
+        return shared or missing_prompt(row, "messages")
 
 
 def _joined(prompt: str, completion: str) -> Rendering:
     text = prompt + completion
-    return Rendering(text, len(prompt), ((len(prompt), len(text)),))
+    return Rendering(text, len(prompt), (Answer(len(prompt), len(text)),))
 
 
-def _as_messages(value: Any, field: str) -> list[Message]:
-    if isinstance(value, str):
-        return [{"role": "user" if field == "prompt" else "assistant", "content": value}]
-    return normalise_messages(value, field)
+def _read_messages(value: Any, field: str) -> list[Message] | None:
+    """The messages of a column, also where it holds them as JSON text; None where it holds something else."""
+    if is_message_list(value):
+        return normalise_messages(value, field)
+    if isinstance(value, str) and (found := read_message_text(value, field)) is not None:
+        return normalise_messages(found, field, nulls_are_own=True)
+    return None
+
+
+def _refuse_one_in_text(columns: Mapping[str, Any], messages: Mapping[str, list[Message] | None]) -> None:
+    """Raise `BadRow` where one completion is messages as JSON text and the other plain text: is JSON the answer?"""
+    for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if isinstance(columns[one], str) and messages[one] is not None and messages[other] is None:
+            raise BadRow(
+                one,
+                "wrong type",
+                f'"{one}" is chat messages as JSON text, but "{other}" is plain text. Give both as messages.',
+            )
+
+
+def _as_messages(text: Any, messages: list[Message] | None, role: str) -> list[Message]:
+    return [{"role": role, "content": text}] if messages is None else messages
+
+
+def _split_prefill(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], str, list[Message], list[Message]]:
+    """A prompt that ends in an assistant turn, without that turn, its text, and completions that hold it in front.
+
+    Raises:
+      BadRow: "wrong type" where the completions cannot go on with that turn.
+    """
+    if not prompt or prompt[-1]["role"] != "assistant":
+        return prompt, "", chosen, rejected
+    opening = prompt[-1]
+    if "tool_calls" in opening or len(chosen) > 1 or len(rejected) > 1:
+        raise BadRow(
+            "prompt",
+            "wrong type",
+            '"prompt" ends in an assistant message, with which chosen and rejected can only go on where it is text and '
+            "each of them is one assistant message. End the prompt with the turn that is to be answered.",
+        )
+    prefill = opening["content"]
+    if not prefill.strip():
+        return prompt[:-1], "", chosen, rejected
+    rest = without_repeated_prefill(prefill, chosen=chosen[0]["content"], rejected=rejected[0]["content"])
+    sides = (
+        [opening | answer | {"content": prefill + text}]
+        for answer, text in zip((chosen[0], rejected[0]), rest, strict=True)
+    )
+    return prompt[:-1], prefill, *sides
 
 
 def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:

@@ -9,6 +9,7 @@ from jaxtyping import Int32
 
 from .faults import BadRow
 from .messages import Message
+from .prompt import shared_messages
 
 # An answer may open with a few of the question's words by chance; this much of it is a copy.
 COPIED_WORDS = 2
@@ -16,9 +17,15 @@ COPIED_CHARACTERS = 32
 COPIED_TOKENS = 8
 
 
-def refuse_equal(chosen: object, rejected: object) -> None:
-    """Raise `BadRow` when chosen and rejected are the same text or the same messages."""
-    if chosen == rejected:
+def refuse_equal_text(chosen: str, rejected: str) -> None:
+    """Raise `BadRow` when chosen and rejected differ in outer white space at most."""
+    if chosen.strip() == rejected.strip():
+        raise equal_completions()
+
+
+def refuse_equal_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
+    """Raise `BadRow` when chosen and rejected are turns that say the same."""
+    if len(chosen) == len(rejected) == shared_messages(chosen, rejected):
         raise equal_completions()
 
 
@@ -41,12 +48,14 @@ def refuse_repeated_text(prompt: str, **completions: str) -> None:
 
 
 def refuse_repeated_messages(prompt: Sequence[Message], **completions: Sequence[Message]) -> None:
-    """Raise `BadRow` when a completion's first answer begins with the whole last user message, a long one."""
+    """Raise `BadRow` when every completion's first answer begins with the whole last user message, a long one.
+
+    One answer alone may well begin by quoting the question.
+    """
     question = next((message["content"].strip() for message in reversed(prompt) if message["role"] == "user"), "")
-    if len(question) >= COPIED_CHARACTERS:
-        for field, messages in completions.items():
-            if messages[0]["content"].lstrip().startswith(question):
-                raise _repeated(field)
+    begins = [messages[0]["content"].lstrip().startswith(question) for messages in completions.values()]
+    if len(question) >= COPIED_CHARACTERS and all(begins):
+        raise _repeated(next(iter(completions)))
 
 
 def refuse_repeated_tokens(prompt: Int32[np.ndarray, " prompt"], **completions: Int32[np.ndarray, " tokens"]) -> None:
@@ -55,6 +64,23 @@ def refuse_repeated_tokens(prompt: Int32[np.ndarray, " prompt"], **completions: 
         for field, ids in completions.items():
             if np.array_equal(ids[: len(prompt)], prompt):
                 raise _repeated(field)
+
+
+def without_repeated_prefill(prefill: str, **completions: str) -> list[str]:
+    """The completions without the words they go on from, where both repeat them.
+
+    Raises:
+      BadRow: "prompt repeated in completion" where only one does, and the words are enough to tell.
+    """
+    start = prefill.strip()
+    begins = {field: text.lstrip().startswith(start) for field, text in completions.items()}
+    if all(begins.values()):
+        return [text.lstrip().removeprefix(start) for text in completions.values()]
+    if len(start.split()) >= COPIED_WORDS:
+        for field, repeats in begins.items():
+            if repeats:
+                raise _repeated(field)
+    return list(completions.values())
 
 
 def _repeated(field: str) -> BadRow:

@@ -17,11 +17,13 @@ from rich.text import Text
 from .faults import RowFault
 from .preference import PreferencePair
 from .tokenise import Tokenizer
+from .visible import HIDDEN, visible
 
 SPECIAL_STYLE = "bold magenta"
 SPACE_STYLE = "dim cyan"
 UNSCORED_STYLE = "dim"
 COLOURS = {"prompt": "blue", "chosen": "green", "rejected": "red"}
+PIECES = re.compile(rf"(\n|\t|\r|{HIDDEN.pattern}|^ +| +$| +(?=\n)| {{2,}})")
 LEGEND = "[token] special   ↵ newline   → tab   · space that would not show   «text» read, but not scored"
 
 
@@ -39,11 +41,13 @@ def render_pair(pair: PreferencePair, tokenizer: Tokenizer) -> RenderableType:
 
 def render_fault(fault: RowFault, location: str = "") -> RenderableType:
     """Why a row is not used; `location` says where it is, such as "train.jsonl, row 812"."""
-    body = Text(fault.message)
+    body = Text(visible(fault.message))
     if fault.structural:
         body.append("\nThis concerns every row: training would stop before it starts.", style="bold")
-    where = location or f"row {fault.index}"
-    return Panel(body, title=Text(f"✗ {where}: {fault.reason} ({fault.field})"), title_align="left", border_style="red")
+    where = visible(location) or f"row {fault.index}"
+    return Panel(
+        body, title=Text(f"✗ {where}: {fault.reason} ({visible(fault.field)})"), title_align="left", border_style="red"
+    )
 
 
 def _heading(pair: PreferencePair) -> str:
@@ -67,7 +71,7 @@ def _box(part: str, ids: np.ndarray, scored: np.ndarray, cut: int, tokenizer: To
         style = UNSCORED_STYLE if quiet else f"{COLOURS[part]} underline" if carries_loss else COLOURS[part]
         body.append("«" if quiet else "", style=SPACE_STYLE)
         if special:
-            body.append(f"[{text}]", style=f"{SPECIAL_STYLE} underline" if carries_loss else SPECIAL_STYLE)
+            body.append(f"[{visible(text)}]", style=f"{SPECIAL_STYLE} underline" if carries_loss else SPECIAL_STYLE)
         else:
             _append_visibly(body, text, style)
         body.append("»" if quiet else "", style=SPACE_STYLE)
@@ -99,14 +103,16 @@ def _decode(ids: list[int], start: int, tokenizer: Tokenizer) -> str:
 
 
 def _append_visibly(body: Text, text: str, style: str) -> None:
-    """Adds text with its newlines and tabs marked, and spaces too where they would not be seen or counted."""
-    for piece in re.split(r"(\n|\t|\r|^ +| +$| +(?=\n)| {2,})", text):
+    """Adds text with its newlines, tabs and hidden characters marked, and spaces where they would not be seen."""
+    for piece in PIECES.split(text):
         if piece == "\n":
             body.append("↵\n", style=SPACE_STYLE)
         elif piece == "\t":
             body.append("→\t", style=SPACE_STYLE)
         elif piece == "\r":
             body.append("␍", style=SPACE_STYLE)
+        elif HIDDEN.fullmatch(piece):
+            body.append(visible(piece), style=SPACE_STYLE)
         elif piece and not piece.strip(" "):
             hidden = len(piece) > 1 or text.startswith(piece) or text.endswith(piece)
             body.append("·" * len(piece) if hidden else piece, style=SPACE_STYLE)

@@ -62,10 +62,10 @@ def _completion(
 ) -> tuple[Int32[np.ndarray, " completion"], Bool[np.ndarray, " completion"]]:
     """The tokens from `start` to the stop token, and which of them are scored."""
     scored = np.zeros(len(encoding.ids) + 1, bool)
-    for number, (begin, end) in enumerate(side.answers):
+    for number, (begin, end, words) in enumerate(side.answers):
         first = encoder.first_token_past(encoding, begin)
         last = len(encoding.ids) if end == len(side.text) else encoder.first_token_past(encoding, end)
-        stop = encoder.stop_token(encoding, first, last, stop_ids)
+        stop = encoder.stop_token(encoding, first, last, stop_ids, words)
         if all(encoding.is_blank(token) for token in range(first, last if stop is None else stop)):
             raise empty_completion(field, f'"{field}" is empty after the chat template')
         last = last if stop is None else stop + 1

@@ -94,6 +94,9 @@ class _ShardRowsIterator(grain.DatasetIterator):
                 continue
             except UnreadableRow as error:
                 content = error
+            except Exception as error:
+                error.add_note(f"while reading {self._source.locate_in(shard, self._row)}")
+                raise
             self._row, self._number = self._row + 1, self._number + 1
             return StreamedRow(content, self._epoch, self._number - 1, shard, self._row - 1)
         raise StopIteration

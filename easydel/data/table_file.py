@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+from .faults import DataError
 from .sources import Row
 
 
@@ -26,3 +28,12 @@ class TableFile(ABC):
     @abstractmethod
     def rows_from(self, number: int) -> Iterator[Row]:
         """The rows from a number on, in order."""
+
+
+def regular_file(path: Path, label: str) -> int:
+    """The size of a file in bytes; a pipe or a device could block or never end, so anything else is refused."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise DataError(f"{label} is {found}, expected a file.")
+    return status.st_size

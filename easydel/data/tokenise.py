@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 from .faults import BadRow
@@ -55,7 +56,10 @@ class Encoder:
         self.size = len(tokenizer)
         self.bos_id = tokenizer.bos_token_id
         self.eos_id = tokenizer.eos_token_id
-        special_ids = list(tokenizer.all_special_ids)
+        # Chat templates end a turn in special tokens that many a tokenizer does not list among its own; an object that
+        # is no `transformers` tokenizer need not know of added tokens.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special_ids = list({*tokenizer.all_special_ids, *(token for token, how in added.items() if how.special)})
         self.special_tokens = dict(zip(special_ids, tokenizer.convert_ids_to_tokens(special_ids), strict=True))
         probe = self._probe()
         self.adds_bos = self.bos_id is not None and list(probe["input_ids"][:1]) == [self.bos_id]
@@ -122,28 +126,51 @@ class Encoder:
             - _spaces_at_end(encoding.text[start:end])
         )
 
-    def stop_token(self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int]) -> int | None:
-        """The position of the stop token that closes tokens [start, end), looking past white space; None if absent.
+    def stop_token(
+        self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int], words: tuple[int, int] | None
+    ) -> int | None:
+        """The position of the stop token that closes tokens [start, end): the first special one behind the words.
 
-        Of a stop token written several times over it is the first.
+        Where it is not known which characters are `words`, it is the first of the special tokens that end it all.
+        Special tokens in front of the words, which open a channel or a call, are closed by as many behind them.
         """
-        stop = self._last_visible(encoding, start, end)
-        if stop is None or not self._is_written_special(encoding, stop, stop_ids):
+        ids = encoding.ids
+        special = [token for token in range(start, end) if ids[token] in stop_ids]
+        written = [token for token in special if self._is_written_special(encoding, token)]
+        if not written:
             return None
+        behind = [token for token in written if words is not None and encoding.offsets[token][1] > words[1]]
+        if not behind:
+            behind = self._last_run(encoding, start, end, frozenset(written))
+        if not behind:
+            return None
+        ahead = [token for token in written if token < behind[0]]
+        if words is not None:
+            ahead = [token for token in ahead if encoding.offsets[token][1] <= words[0]]
+        groups = [next(group) for _, group in groupby(behind, key=lambda token: ids[token])]
+        stop = groups[min(len(ahead), len(groups) - 1)]
+        # The words may themselves end in what the template then writes once more.
         while (before := self._last_visible(encoding, start, stop)) is not None:
-            if encoding.ids[before] != encoding.ids[stop]:
+            if ids[before] != ids[stop]:
                 break
             stop = before
         return stop
 
+    def _last_run(self, encoding: Encoding, start: int, end: int, written: frozenset[int]) -> list[int]:
+        """The special tokens behind the last visible other one."""
+        run: list[int] = []
+        while (before := self._last_visible(encoding, start, run[-1] if run else end)) in written:
+            run.append(before)
+        return run[::-1]
+
     def _last_visible(self, encoding: Encoding, start: int, end: int) -> int | None:
         return next((token for token in range(end - 1, start - 1, -1) if not encoding.is_blank(token)), None)
 
-    def _is_written_special(self, encoding: Encoding, token: int, stop_ids: frozenset[int]) -> bool:
+    def _is_written_special(self, encoding: Encoding, token: int) -> bool:
         # An unknown character becomes the special token <unk>, but nobody wrote that.
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
-        return token_id in stop_ids and encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+        return encoding.text[start:end].strip() == self.special_tokens.get(token_id)
 
 
 def _spaces_at_end(text: str) -> int:

@@ -1,13 +1,87 @@
-"""The shape of a decoder, whatever family it comes from."""
+"""The shape of a decoder, whatever family it comes from, and how ``config.json`` says it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easydel.infra.config_keys import Key, mapping, number, only, read_keys, switch, text, whole
+from easydel.infra.problems import shown
 from easydel.ops.rotary import RotaryScaling
+
+LARGEST_WIDTH = 2**24
+LARGEST_INDEX = 2**31 - 1  # token ids and positions are int32
+DEFAULT_THETA = 10000.0
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# What every family reads from config.json. A family overrides what it reads otherwise.
+DECODER_KEYS: dict[str, Key] = {
+    "vocab_size": whole(1, LARGEST_INDEX),
+    "hidden_size": whole(1, LARGEST_WIDTH),
+    "intermediate_size": whole(1, LARGEST_WIDTH),
+    "num_hidden_layers": whole(1, 10_000),
+    "num_attention_heads": whole(1, 2**16),
+    "num_key_value_heads": whole(1, 2**16, default=None, null=None),
+    "head_dim": whole(2, 2**16, default=None, null=None),
+    "rms_norm_eps": number(1e-12, 1, default=1e-6),
+    "initializer_range": number(0, 1, default=0.02),
+    "max_position_embeddings": whole(1, LARGEST_INDEX, default=2048),
+    "tie_word_embeddings": switch(False),
+    "rope_theta": number(1, 1e15, default=None, null=None),
+    "rope_scaling": mapping(),
+    "rope_parameters": mapping(),
+    # Settings that this decoder computes in one way only.
+    "hidden_act": only("silu", "swish"),
+    "partial_rotary_factor": only(1.0),
+    "attention_dropout": only(0.0),
+    "is_causal": only(True),
+    "attention_bias": only(False),
+    "mlp_bias": only(False),
+    "use_sliding_window": only(False),
+    "sliding_window": only(None),
+    "layer_types": Key(
+        expected=f'a list of "{FULL}"',
+        accepts=lambda value: isinstance(value, list) and all(kind == FULL for kind in value),
+        default=None,
+        null=None,
+    ),
+}
+
+# Fields of a config that config.json calls by the same name and holds as they are.
+SAME_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "initializer_range",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "rope_theta",
+)
+
+ROTARY_KEYS: dict[str, Key] = {
+    "rope_theta": DECODER_KEYS["rope_theta"],
+    "rope_type": text(),
+    "type": text(),
+    "partial_rotary_factor": only(1.0),
+}
+FACTOR = number(1, 1e6)
+ROTARY_KINDS: dict[str, dict[str, Key]] = {
+    "default": {"factor": only(1.0)},
+    "linear": {"factor": FACTOR},
+    "llama3": {
+        "factor": FACTOR,
+        "low_freq_factor": number(1e-6, 1e6),
+        "high_freq_factor": number(1e-6, 1e6),
+        "original_max_position_embeddings": whole(1, LARGEST_INDEX, default=None, null=None),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +90,11 @@ class EasyDeLBaseConfig:
 
     A family file reads it from ``config.json``; it is hashable, so that a model can carry it as static data.
     `layer_windows` holds one sliding window a layer, in tokens, or None for full attention. `hf_config` keeps the
-    whole original as JSON text, so that `save_pretrained` gives back every key it was given.
+    whole original as JSON text and `kept_files` the names and texts of the files that go with the weights, so that
+    `save_pretrained` gives back what it was given.
+
+    Raises:
+      ValueError: the sizes do not fit one another.
     """
 
     vocab_size: int
@@ -39,79 +117,151 @@ class EasyDeLBaseConfig:
     initializer_range: float = 0.02
     # Not compared: two models of one shape are alike whatever else their files say.
     hf_config: str = dataclasses.field(default="{}", compare=False)
+    kept_files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False, repr=False)
 
-
-class HuggingFaceConfig:
-    """A ``config.json`` being read: every error names the field and the file's model type."""
-
-    def __init__(self, raw: Mapping[str, Any]):
-        self.raw = dict(raw)
-
-    def require(self, field: str) -> Any:
-        """A field without which there is no model."""
-        value = self.raw.get(field)
-        if value is None:
-            raise ValueError(f'config.json of model_type "{self.raw.get("model_type")}" lacks "{field}".')
-        return value
-
-    def get(self, field: str, default: Any) -> Any:
-        """A field, or `default` when it is absent or null."""
-        value = self.raw.get(field)
-        return default if value is None else value
-
-    def reject(self, field: str, *accepted: Any) -> None:
-        """Refuse a value that the decoder would otherwise silently ignore."""
-        value = self.raw.get(field)
-        if value is not None and value not in accepted:
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
             raise ValueError(
-                f'config.json has "{field}": {json.dumps(value)}, which this decoder does not compute; '
-                f"it accepts {', '.join(map(json.dumps, accepted))}."
+                f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}: every key head serves "
+                "equally many query heads."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding turns pairs of dimensions.")
+        if heads * self.head_dim > LARGEST_WIDTH:
+            raise ValueError(
+                f"num_attention_heads={heads} times head_dim={self.head_dim} is more than {LARGEST_WIDTH}."
+            )
+        if len(self.layer_windows) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_windows has {len(self.layer_windows)} entries, expected one for each of "
+                f"num_hidden_layers={self.num_hidden_layers}."
             )
 
-    def rotary(self) -> tuple[float, RotaryScaling | None]:
-        """Base and scaling, from ``rope_theta``/``rope_scaling`` or the newer ``rope_parameters``."""
-        rope = self.get("rope_parameters", None) or self.get("rope_scaling", None) or {}
-        theta = float(rope.get("rope_theta") or self.get("rope_theta", 10000.0))
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        for place in (rope, self.raw):
-            if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-                raise ValueError(
-                    f'config.json has "partial_rotary_factor": {place["partial_rotary_factor"]}; '
-                    "this decoder turns whole heads only."
-                )
-        if kind == "default":
-            return theta, None
-        if kind not in ("linear", "llama3"):
-            raise ValueError(f'config.json asks for rope_type "{kind}"; supported are default, linear and llama3.')
-        if "factor" not in rope:
-            raise ValueError(f'config.json asks for rope_type "{kind}" without a "factor".')
-        fields = {f.name for f in dataclasses.fields(RotaryScaling)}
-        return theta, RotaryScaling(
-            **{key: value for key, value in rope.items() if key in fields} | {"rope_type": kind}
-        )
 
-    def decoder(self, **family: Any) -> EasyDeLBaseConfig:
-        """The fields that every family shares, plus what the `family` file says."""
-        self.reject("hidden_act", "silu", "swish")
-        heads, layers = self.require("num_attention_heads"), self.require("num_hidden_layers")
-        theta, scaling = self.rotary()
-        return EasyDeLBaseConfig(
-            **{
-                "vocab_size": self.require("vocab_size"),
-                "hidden_size": self.require("hidden_size"),
-                "intermediate_size": self.require("intermediate_size"),
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "num_key_value_heads": self.get("num_key_value_heads", heads),
-                "head_dim": self.get("head_dim", self.require("hidden_size") // heads),
-                "rms_norm_eps": self.get("rms_norm_eps", 1e-6),
-                "rope_theta": theta,
-                "rope_scaling": scaling,
-                "tie_word_embeddings": self.get("tie_word_embeddings", False),
-                "layer_windows": (None,) * layers,
-                "max_position_embeddings": self.get("max_position_embeddings", 2048),
-                "initializer_range": self.get("initializer_range", 0.02),
-                "hf_config": json.dumps(self.raw),
-            }
-            | family
+def read_decoder_keys(raw: Mapping[str, Any], family: dict[str, Key]) -> dict[str, Any]:
+    """The keys of a decoder's ``config.json`` with those of its family, checked; see `read_keys`."""
+    return read_keys(raw, DECODER_KEYS | family, f"config.json of model_type {shown(raw.get('model_type'))}")
+
+
+def decoder_config(raw: Mapping[str, Any], values: Mapping[str, Any], **family: Any) -> EasyDeLBaseConfig:
+    """The config that checked `values` of ``config.json`` describe, plus what the `family` file says.
+
+    Raises:
+      ValueError: values that contradict one another; names them.
+    """
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    head_dim = values["head_dim"]
+    if head_dim is None:
+        if hidden % heads:
+            raise ValueError(
+                f'config.json has "hidden_size": {hidden}, which is no multiple of "num_attention_heads": {heads}, '
+                'and no "head_dim".'
+            )
+        head_dim = hidden // heads
+    theta, scaling = _rotary(values)
+    return EasyDeLBaseConfig(
+        **{
+            "vocab_size": values["vocab_size"],
+            "hidden_size": hidden,
+            "intermediate_size": values["intermediate_size"],
+            "num_hidden_layers": values["num_hidden_layers"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": values["num_key_value_heads"] or heads,
+            "head_dim": head_dim,
+            "rms_norm_eps": float(values["rms_norm_eps"]),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "tie_word_embeddings": values["tie_word_embeddings"],
+            "layer_windows": (None,) * values["num_hidden_layers"],
+            "max_position_embeddings": values["max_position_embeddings"],
+            "initializer_range": float(values["initializer_range"]),
+            "hf_config": json.dumps(dict(raw)),
+        }
+        | family
+    )
+
+
+def _rotary(values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
+    """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``."""
+    readings = {
+        name: _read_rotary(name, values[name], values) for name in ("rope_parameters", "rope_scaling") if values[name]
+    }
+    if len(set(readings.values())) > 1:  # transformers 5 would take rope_scaling, transformers 4 knows no other
+        raise ValueError(
+            f'config.json has "rope_parameters": {shown(values["rope_parameters"], 120)} and "rope_scaling": '
+            f"{shown(values['rope_scaling'], 120)}, which say different things; remove the wrong one."
         )
+    return next(iter(readings.values()), (float(values["rope_theta"] or DEFAULT_THETA), None))
+
+
+def _read_rotary(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
+    kinds = {rope[key] for key in ("rope_type", "type") if isinstance(rope.get(key), str)}
+    if len(kinds) > 1:
+        raise ValueError(f'config.json has two kinds in "{name}": {shown(rope, 120)}; rope_type and type must agree.')
+    kind = next(iter(kinds), "default")
+    if kind not in ROTARY_KINDS:
+        raise ValueError(f"config.json asks for rope_type {shown(kind)}; supported are {', '.join(ROTARY_KINDS)}.")
+    read = read_keys(rope, ROTARY_KEYS | ROTARY_KINDS[kind], f'"{name}" of config.json (rope_type "{kind}")')
+    thetas = {float(theta) for theta in (read["rope_theta"], values["rope_theta"]) if theta is not None}
+    if len(thetas) > 1:
+        raise ValueError(
+            f'config.json has "rope_theta": {values["rope_theta"]} and another one in "{name}": {read["rope_theta"]}; '
+            "remove the wrong one."
+        )
+    theta = next(iter(thetas), DEFAULT_THETA)
+    if kind == "default":
+        return theta, None
+    settings: dict[str, Any] = {"rope_type": kind} | {key: read[key] for key in ROTARY_KINDS[kind]}
+    if kind == "llama3":
+        settings["original_max_position_embeddings"] = (
+            settings["original_max_position_embeddings"] or values["max_position_embeddings"]
+        )
+        if settings["high_freq_factor"] <= settings["low_freq_factor"]:
+            raise ValueError(
+                f'config.json has "high_freq_factor": {settings["high_freq_factor"]} in "{name}", which must be above '
+                f'"low_freq_factor": {settings["low_freq_factor"]}.'
+            )
+    return theta, RotaryScaling(**settings)
+
+
+def sliding_windows(
+    layer_types: Sequence[str] | None, default: Sequence[str], window: int | None
+) -> tuple[int | None, ...]:
+    """One window a layer from ``layer_types``, or from `default` where there are none.
+
+    Raises:
+      ValueError: there is not one type for every layer, or a layer slides and there is no window.
+    """
+    types = default if layer_types is None else layer_types
+    if len(types) != len(default):
+        raise ValueError(f'config.json has {len(types)} "layer_types" for "num_hidden_layers": {len(default)}.')
+    if window is None and SLIDING in types:
+        raise ValueError(
+            f'config.json has "{SLIDING}" among its "layer_types" and no window: "sliding_window" is null or '
+            '"use_sliding_window" is false.'
+        )
+    return tuple(window if kind == SLIDING else None for kind in types)
+
+
+def window_key() -> Key:
+    """``sliding_window`` of a family that has one: absence means that of transformers, null means none."""
+    return whole(1, LARGEST_INDEX, default=4096, null=None)
+
+
+def layer_types_key() -> Key:
+    """``layer_types`` of a family whose layers may slide."""
+    return Key(
+        expected=f'a list of "{FULL}" and "{SLIDING}"',
+        accepts=lambda value: isinstance(value, list) and all(kind in (FULL, SLIDING) for kind in value),
+        default=None,
+        null=None,
+    )
+
+
+def hugging_face_keys(config: EasyDeLBaseConfig) -> dict[str, Any]:
+    """What every family's ``config.json`` says, in the spelling that transformers 4 and 5 both read."""
+    scaling = config.rope_scaling
+    kept = ROTARY_KINDS[scaling.rope_type] if scaling is not None else {}
+    rope = {"rope_type": scaling.rope_type, **{key: getattr(scaling, key) for key in kept}} if scaling else None
+    return {name: getattr(config, name) for name in SAME_NAMES} | {"hidden_act": "silu", "rope_scaling": rope}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from easydel.infra import adapter_files, generation, lora, quantize
-from easydel.infra.base_config import EasyDeLBaseConfig
+from easydel.infra.base_config import EasyDeLBaseConfig, hugging_face_keys
 from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
+from easydel.infra.config_keys import is_harmless
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
-from easydel.infra.pretrained import load_parameters, named_tensors, open_checkpoint
+from easydel.infra.number_types import float_dtype
+from easydel.infra.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
+from easydel.infra.problems import shown
 from easydel.infra.trainable import split_trainable
 
 if TYPE_CHECKING:
@@ -45,7 +49,16 @@ class EasyDeLBaseModule(eqx.Module):
     @classmethod
     @abc.abstractmethod
     def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
-        """Read the family's ``config.json``."""
+        """Read the family's ``config.json``.
+
+        Raises:
+          ValueError: names each key that is missing, wrong, or not computed.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:
+        """The keys that this family adds to ``config.json``: what `read_config` reads beside those of every family."""
 
     @classmethod
     @abc.abstractmethod
@@ -111,7 +124,8 @@ class EasyDeLBaseModule(eqx.Module):
 
         Args:
           files: the tensors and the config.
-          dtype: compute dtype; None is float32 on CPU and bfloat16 on accelerators.
+          dtype: compute dtype, float32, bfloat16 or float16 (which is not trained in); None is float32 on CPU and
+            bfloat16 on accelerators.
           param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
             updates of DPO's size.
           sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
@@ -119,34 +133,59 @@ class EasyDeLBaseModule(eqx.Module):
         found = files.config.get("model_type")
         if found != cls.model_type:
             raise ValueError(
-                f'{cls.__name__} reads model_type "{cls.model_type}", config.json says "{found}"; '
+                f'{cls.__name__} reads model_type "{cls.model_type}", config.json says {shown(found)}; '
                 "AutoEasyDeLModelForCausalLM picks the class by itself."
             )
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        config = cls.read_config(files.config)
+        dtype, param_dtype = float_dtype("dtype", dtype), float_dtype("param_dtype", param_dtype)
+        check_layer_count(files, cls.tensor_names)
+        config = dataclasses.replace(cls.read_config(files.config), kept_files=files.kept_files)
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
         mesh = create_mesh(sharding_axis_dims)
-        return load_parameters(
-            files, skeleton, cls.tensor_names, cls.partition_rules, mesh, np.dtype(jnp.dtype(param_dtype))
-        )
+        return load_parameters(files, skeleton, cls.tensor_names, cls.partition_rules, mesh, param_dtype)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
         """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
 
         Adapters are merged into the weights, and quantised weights are written in the dtype they were made from.
+        ``config.json`` is the one that the model was loaded with, and ``generation_config.json`` and the license texts
+        of its folder are kept; other files (the model card, code) describe the original and are not.
 
         Args:
           folder: where; made if absent. The caller saves the tokenizer beside it.
           dtype: dtype of the tensors on disk; None keeps the parameters' own, so that nothing is rounded away.
           max_shard_size: largest file, e.g. "5GB".
+
+        Raises:
+          ValueError: the config was changed to something that the family's ``config.json`` cannot say.
         """
-        own_dtype = None if dtype is None else np.dtype(jnp.dtype(dtype))
+        own_dtype = None if dtype is None else float_dtype("dtype", dtype)
         tensors = named_tensors(self.merge_lora(), self.tensor_names, own_dtype)
-        config = json.loads(self.config.hf_config)
+        config = self._hugging_face_config()
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
         config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
-        write_folder(folder, config, tensors, max_shard_size)
+        write_folder(folder, config, tensors, max_shard_size, self.config.kept_files)
+
+    def _hugging_face_config(self) -> dict[str, Any]:
+        """The ``config.json`` that the model came with, where it still says what the model is, else one made anew."""
+        original = json.loads(self.config.hf_config)
+        if self._is_said_by(original):
+            return original
+        made = {"architectures": [type(self).__name__], "model_type": self.model_type}
+        made |= hugging_face_keys(self.config) | self.family_keys(self.config)
+        made |= {name: value for name, value in original.items() if is_harmless(name) and name not in made}
+        if not self._is_said_by(made):
+            raise ValueError(
+                f"config.json of model_type {self.model_type} cannot say what this model's config is: {self.config}."
+            )
+        return made
+
+    def _is_said_by(self, raw: Mapping[str, Any]) -> bool:
+        try:
+            return raw.get("model_type") == self.model_type and self.read_config(raw) == self.config
+        except ValueError:
+            return False
 
     def to_state(self, tx: optax.GradientTransformation | None = None) -> EasyDeLState:
         """This model with a step counter and, given an optimiser, its state."""

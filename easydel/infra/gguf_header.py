@@ -3,15 +3,54 @@
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from easydel.infra.problems import plain, shown
+
 _MAX_DIMENSIONS = 4
+_MAX_VALUES = 1 << 24  # of one list; the largest vocabularies have some 260 000 tokens
+_MAX_ALIGNMENT = 1 << 20
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
+
+
+Kind = tuple[Callable[[Any], bool], str]
+
+
+def _is_whole(value: Any, least: int = 0, most: int = (1 << 31) - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+# What a value of the metadata may be, and its name in an error.
+COUNT: Kind = (_is_whole, "a whole number of at least 0")
+SIZE: Kind = (lambda value: _is_whole(value, 1), "a positive whole number")
+SIZES: Kind = (
+    lambda value: all(_is_whole(one, 0) for one in (value if isinstance(value, list) else [value])),
+    "a whole number of at least 0, or one a layer",
+)
+ALIGNMENT: Kind = (lambda value: _is_whole(value, 1, _MAX_ALIGNMENT), f"a positive integer of at most {_MAX_ALIGNMENT}")
+NUMBER: Kind = (_is_number, "a finite number above 0")
+TEXT: Kind = (lambda value: isinstance(value, str), "text")
+FLAG: Kind = (lambda value: isinstance(value, bool), "true or false")
+TEXTS: Kind = (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of texts")
+NUMBERS: Kind = (lambda value: isinstance(value, list) and all(map(_is_whole, value)), "a list of whole numbers")
+
+
+def checked(path: Path, key: str, value: Any, kind: Kind) -> Any:
+    """A value of a file's metadata, where it is of the right kind; else the `ValueError` that every such value gets."""
+    is_right, expected = kind
+    if not is_right(value):
+        raise ValueError(f"{path}: {plain(key)}={shown(value)}, expected {expected}; the file is damaged.")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +79,17 @@ class _HeaderReader:
 
     def take(self, size: int) -> memoryview:
         start, end = self.position, self.position + size
+        self.require(size)
+        self.position = end
+        return self.data[start:end]
+
+    def require(self, size: int) -> None:
+        """Refuse a header that says that so many bytes follow where they do not."""
+        end = self.position + size
         if end > len(self.data):
             raise ValueError(
                 f"{self.path} is truncated: its header needs byte {end}, the file has {len(self.data)}. Fetch it again."
             )
-        self.position = end
-        return self.data[start:end]
 
     def scalar(self, code: str) -> Any:
         layout = struct.Struct("<" + code)
@@ -71,7 +115,19 @@ class _HeaderReader:
 
     def array(self) -> list[Any]:
         kind, count = self.scalar("I"), self.scalar("Q")
+        if kind == _ARRAY:
+            raise ValueError(
+                f"{self.path}: the list near byte {self.position} holds lists, which no model file needs; the file is "
+                "damaged."
+            )
+        if count > _MAX_VALUES:
+            raise ValueError(
+                f"{self.path}: the list near byte {self.position} has {count} values, expected at most {_MAX_VALUES}; "
+                "the file is damaged."
+            )
         if kind not in _SCALAR_FORMATS:
+            # Each string has its length in front. What is checked first is not built in vain.
+            self.require(8 * count)
             return [self.value(kind) for _ in range(count)]
         item = np.dtype(_SCALAR_FORMATS[kind]).newbyteorder("<")
         return np.frombuffer(self.take(count * item.itemsize), item).tolist()
@@ -104,10 +160,14 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
         key = reader.string()
+        if key in metadata:
+            raise ValueError(f"{path} has {plain(key)} twice; the file is damaged.")
         metadata[key] = reader.value(reader.scalar("I"))
-    if metadata.get("split.count", 0) > 1:
+    parts = checked(path, "split.count", metadata.get("split.count", 0), COUNT)
+    if parts > 1:
+        part = checked(path, "split.no", metadata.get("split.no", 0), COUNT) + 1
         raise ValueError(
-            f"{path} is part {metadata.get('split.no', 0) + 1} of {metadata['split.count']} of a split model. "
+            f"{path} is part {part} of {parts} of a split model. "
             "Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT."
         )
 
@@ -116,14 +176,16 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         name, rank = reader.string(), reader.scalar("I")
         if not 1 <= rank <= _MAX_DIMENSIONS:
             raise ValueError(
-                f"{path}: tensor {name} has {rank} dimensions, expected 1 to {_MAX_DIMENSIONS}; the file is damaged."
+                f"{path}: tensor {plain(name)} has {rank} dimensions, expected 1 to {_MAX_DIMENSIONS}; "
+                "the file is damaged."
             )
         shape = tuple(reversed([reader.scalar("Q") for _ in range(rank)]))
+        if 0 in shape:
+            raise ValueError(f"{path}: tensor {plain(name)} has shape {shape}, without values; the file is damaged.")
         places.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"{path}: general.alignment={alignment!r}, expected a positive integer; the file is damaged.")
-    start = math.ceil(reader.position / alignment) * alignment
+    checked(path, "general.alignment", alignment, ALIGNMENT)
+    start = -(-reader.position // alignment) * alignment
     tensors = {name: GGUFTensor(shape, kind, start + offset) for name, shape, kind, offset in places}
     if len(tensors) != len(places):
         raise ValueError(f"{path} names a tensor twice; the file is damaged.")

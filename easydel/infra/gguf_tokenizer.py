@@ -1,6 +1,7 @@
 """Build a Hugging Face tokenizer from the vocabulary inside a ``.gguf`` model file."""
 
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from easydel.infra.gguf_header import read_header
+from easydel.infra.gguf_header import COUNT, FLAG, NUMBERS, SIZE, TEXT, TEXTS, Kind, checked, read_header
 
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -52,8 +53,9 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
     """
     path = Path(path)
     metadata = read_header(path).metadata
+    architecture = _optional(path, metadata, "general.architecture", TEXT, None)
     pre_tokenizer = _pre_tokenizer(path, metadata)
-    tokens, kinds = _need(path, metadata, "tokens"), _need(path, metadata, "token_type")
+    tokens, kinds = _need(path, metadata, "tokens", TEXTS), _need(path, metadata, "token_type", NUMBERS)
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
         raise ValueError(
@@ -61,12 +63,12 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
             "expected the same number of each. The file is damaged."
         )
     # A byte-level token holds no space, so the only space parts the two sides of a merge.
-    merges = [tuple(merge.split(" ")) for merge in _need(path, metadata, "merges")]
+    merges = [tuple(merge.split(" ")) for merge in _need(path, metadata, "merges", TEXTS)]
     for rank, merge in enumerate(merges):
         if len(merge) != 2 or not vocabulary.keys() >= {*merge, "".join(merge)}:
             raise ValueError(
-                f"{path}: tokenizer.ggml.merges[{rank}] is {' '.join(merge)!r}, expected two tokens of the vocabulary "
-                "that make a third. The file is damaged."
+                f"{path}: tokenizer.ggml.merges[{rank}] is {reprlib.repr(' '.join(merge))}, expected two tokens of the "
+                "vocabulary that make a third. The file is damaged."
             )
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre_tokenizer.ignore_merges))
     if pre_tokenizer.nfc:
@@ -91,9 +93,9 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
         )
     }
     before, after = [], []
-    if metadata.get("tokenizer.ggml.add_bos_token", pre_tokenizer.adds_bos):
+    if _optional(path, metadata, "tokenizer.ggml.add_bos_token", FLAG, pre_tokenizer.adds_bos):
         before = [named["bos_token"]]
-    if metadata.get("tokenizer.ggml.add_eos_token", False):
+    if _optional(path, metadata, "tokenizer.ggml.add_eos_token", FLAG, False):
         after = [named["eos_token"]]
     if None in before + after:
         raise ValueError(f"{path} asks for a BOS or EOS around every text but names no such token; convert it again.")
@@ -105,8 +107,8 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=metadata.get("tokenizer.chat_template"),
-        model_max_length=metadata.get(f"{metadata.get('general.architecture')}.context_length"),
+        chat_template=_optional(path, metadata, "tokenizer.chat_template", TEXT, None),
+        model_max_length=_optional(path, metadata, f"{architecture}.context_length", SIZE, None),
         clean_up_tokenization_spaces=False,
         **named,
     )
@@ -117,13 +119,13 @@ def _pre_tokenizer(path: Path, metadata: Mapping[str, Any]) -> PreTokenizer:
     if kind != "gpt2":
         # A GGUF file does not say how a SentencePiece model treats the space after a special token.
         raise ValueError(
-            f"{path}: tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level BPE). "
+            f"{path}: tokenizer.ggml.model is {reprlib.repr(kind)}, expected 'gpt2' (byte-level BPE). "
             "Pass the folder of the model's own tokenizer."
         )
     name = metadata.get("tokenizer.ggml.pre")
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise ValueError(
-            f"{path}: tokenizer.ggml.pre is {name!r}, expected one of {', '.join(PRE_TOKENIZERS)}. "
+            f"{path}: tokenizer.ggml.pre is {reprlib.repr(name)}, expected one of {', '.join(PRE_TOKENIZERS)}. "
             "Pass the folder of the model's own tokenizer."
         )
     return PRE_TOKENIZERS[name]
@@ -139,14 +141,18 @@ def _splitter(pre_tokenizer: PreTokenizer) -> pre_tokenizers.PreTokenizer:
     return byte_level
 
 
-def _need(path: Path, metadata: Mapping[str, Any], key: str) -> list[Any]:
+def _need(path: Path, metadata: Mapping[str, Any], key: str, kind: Kind) -> list[Any]:
     if f"tokenizer.ggml.{key}" not in metadata:
         raise ValueError(f"{path} has no tokenizer.ggml.{key}; pass the folder of the model's own tokenizer.")
-    return metadata[f"tokenizer.ggml.{key}"]
+    return checked(path, f"tokenizer.ggml.{key}", metadata[f"tokenizer.ggml.{key}"], kind)
+
+
+def _optional(path: Path, metadata: Mapping[str, Any], key: str, kind: Kind, default: Any) -> Any:
+    return checked(path, key, metadata[key], kind) if key in metadata else default
 
 
 def _token(path: Path, metadata: Mapping[str, Any], key: str, tokens: list[str]) -> str | None:
-    token_id = metadata.get(f"tokenizer.ggml.{key}")
+    token_id = _optional(path, metadata, f"tokenizer.ggml.{key}", COUNT, None)
     if token_id is not None and token_id >= len(tokens):
         raise ValueError(f"{path}: tokenizer.ggml.{key}={token_id}, expected less than {len(tokens)}, its token count.")
     return None if token_id is None else tokens[token_id]

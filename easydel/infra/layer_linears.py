@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +10,7 @@ from jaxtyping import PyTree
 
 from easydel.infra.linear import Linear
 from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
+from easydel.infra.name_pattern import matching_names
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
@@ -29,10 +29,12 @@ def matching_linears(model: EasyDeLBaseModule, pattern: str | None) -> dict[str,
     """Those in whose path the regular expression `pattern` is found; None takes all.
 
     Raises:
-      ValueError: there are none; lists what there is.
+      ValueError: there are none; lists what there is. Or `pattern` is no regular expression.
     """
     linears = layer_linears(model)
-    found = {path: linear for path, linear in linears.items() if pattern is None or re.search(pattern, path)}
+    if pattern is None:
+        return linears
+    found = {path: linears[path] for path in matching_names(pattern, linears, whole=False)}
     if not found:
         raise ValueError(f"pattern={pattern!r} matches none of the layers; there are {', '.join(linears)}.")
     return found

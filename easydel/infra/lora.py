@@ -13,7 +13,10 @@ from jaxtyping import PRNGKeyArray
 
 from easydel.infra.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
 from easydel.infra.linear import Linear, LoraAdapter
+from easydel.infra.problems import listed
 from easydel.infra.quantized_weight import QuantizedWeight
+
+LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
@@ -56,15 +59,27 @@ def apply_lora(
       seed: draws the first factor.
 
     Raises:
-      ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range.
+      ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range: a rank above
+        a matrix's smaller side among them, with which its product has no more than the rank of that side.
     """
     require_no_adapters(model)
-    if rank < 1 or not 0 <= dropout < 1 or (alpha is not None and not alpha > 0):
+    is_whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if not is_whole or rank < 1 or not 0 <= dropout < 1 or not (alpha is None or 0 < alpha <= LARGEST_ALPHA):
         raise ValueError(
             f"rank={rank}, alpha={alpha}, dropout={dropout}: "
-            "expected at least 1, None or a number above 0, and a share from 0 to below 1."
+            "expected at least 1, in whole numbers, None or a number above 0, and a share from 0 to below 1."
         )
     chosen = matching_linears(model, pattern)
+    too_small = [
+        f"{path} is {' x '.join(map(str, linear.weight.shape[1:]))}"
+        for path, linear in chosen.items()
+        if rank > min(linear.weight.shape[1:])
+    ]
+    if too_small:
+        raise ValueError(
+            f"lora_rank={rank} is more than the smaller side of what it is put on: {listed(too_small)}. Lower it, or "
+            "leave these layers out with lora_pattern."
+        )
 
     def fresh(key: PRNGKeyArray, linear: Linear) -> LoraAdapter:
         layers, size_out, size_in = linear.weight.shape

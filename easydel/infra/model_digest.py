@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def model_digest(model: EasyDeLBaseModule) -> dict[str, Any]:
     """All that decides what a model computes, in JSON types: family, shape, compute dtype, adapters, weights."""
-    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "hf_config"}
+    told_apart = {field.name for field in dataclasses.fields(model.config) if field.compare}
+    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name in told_apart}
     settings = {path: [adapter.alpha, adapter.use_rslora, adapter.dropout] for path, adapter in adapters(model).items()}
     return {
         "family": model.model_type,

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from easydel.infra.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
 from easydel.infra.linear import Linear
@@ -25,11 +27,16 @@ def quantize(model: Model, pattern: str | None = None) -> Model:
       pattern: regular expression for the paths of the layers to quantise; None takes every linear layer.
 
     Raises:
-      ValueError: some weights are quantised already, or nothing matches `pattern`.
+      ValueError: some weights are quantised already, nothing matches `pattern`, or a weight holds numbers that are
+        not finite, for which there is no scale.
     """
     if is_quantized(model):
         raise ValueError("the model has quantised weights already; merge_lora() gives one without.")
     chosen = matching_linears(model, pattern)
+    are_finite = jax.device_get({path: _is_finite(linear) for path, linear in chosen.items()})
+    damaged = [path for path, is_finite in are_finite.items() if not is_finite]
+    if damaged:
+        raise ValueError(f"weights with numbers that are not finite cannot be quantised: {', '.join(damaged)}.")
 
     def one(path: str, linear: Linear) -> Linear:
         if path not in chosen:
@@ -38,6 +45,11 @@ def quantize(model: Model, pattern: str | None = None) -> Model:
         return dataclasses.replace(linear, weight=weight)
 
     return map_linears(model, one)
+
+
+def _is_finite(linear: Linear) -> Array:
+    assert not isinstance(linear.weight, QuantizedWeight)
+    return jnp.isfinite(linear.weight).all()
 
 
 def is_quantized(model: EasyDeLBaseModule) -> bool:

@@ -36,7 +36,9 @@ class QuantizedWeight(eqx.Module):
     def of(cls, weight: Float[Array, "*layers out in"]) -> QuantizedWeight:
         """The nearest 8-bit weight."""
         largest = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=-1)
-        scale = jnp.where(largest > 0, largest, 1.0) / LARGEST
+        scale = largest / LARGEST
+        # Rows of zeros, or of numbers so small that their scale is none, become zeros.
+        scale = jnp.where(scale > 0, scale, 1.0)
         values = jnp.round(weight.astype(jnp.float32) / scale[..., None])
         return cls(values.astype(jnp.int8), scale, np.dtype(weight.dtype))
 

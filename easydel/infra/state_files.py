@@ -1,8 +1,15 @@
-"""A pytree's arrays on disk, by their paths, through Orbax."""
+"""A pytree's arrays in a folder, through Orbax, with a manifest that proves every byte of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,18 +22,30 @@ from easydel.infra.problems import listed
 
 Tree = TypeVar("Tree", bound=PyTree)
 
+ARRAYS, MANIFEST = "arrays", "manifest.json"
+# Ends the name of a folder that is still being written; its other names are those of a killed process's leftovers.
+UNFINISHED = ".unfinished"
+
+
+class DamagedFolder(ValueError):
+    """A folder of arrays is not, byte by byte, what was written; says how."""
+
+
+class WriteError(OSError):
+    """A folder of arrays could not be written; nothing is left of it."""
+
 
 def save_arrays(folder: str | Path, tree: PyTree) -> None:
-    """Write every array of a pytree, at full precision; the folder appears only when it is whole.
+    """Write every array of a pytree, at full precision, and a manifest; the folder appears only when it is whole.
 
     Raises:
       FileExistsError: there is something at `folder`; nothing is overwritten.
+      WriteError: the disk is full, or the folder cannot be written to.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder, or remove this one first.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, arrays_by_path(tree))
+    start_saving(folder, tree, {})()
 
 
 def load_arrays(folder: str | Path, like: Tree) -> Tree:
@@ -34,32 +53,170 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
 
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: it holds other arrays than `like`, which are named, or is damaged.
+      DamagedFolder: a file of it is missing or was changed.
+      ValueError: it holds other arrays than `like`, which are named.
     """
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no saved state at {folder}.")
+    if damage := damage_of(folder):
+        raise DamagedFolder(f"the saved state in {folder} is damaged ({damage}); take an earlier one.")
+    return read_arrays(folder, like)
+
+
+def read_arrays(folder: Path, like: Tree) -> Tree:
+    """`load_arrays` of a folder that has been verified."""
     wanted = arrays_by_path(like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder).item_metadata
+    with _plain_path(folder) as path, ocp.StandardCheckpointer() as checkpointer:
+        arrays = path / ARRAYS
+        metadata = checkpointer.metadata(arrays).item_metadata
         if metadata is None:
-            raise _damaged(folder, "the list of its arrays is missing")
+            raise DamagedFolder(f"the saved state in {folder} is damaged (the list of its arrays is missing).")
         _check_same_arrays(folder, metadata.tree, wanted)
         shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
+        restored = checkpointer.restore(arrays, shapes)
+    return jax.tree.unflatten(jax.tree.structure(like), [restored[path] for path in wanted])
+
+
+def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callable[[], None]:
+    """Begin to write a folder: its arrays have left the devices when this returns.
+
+    Args:
+      folder: absolute; it appears, all at once, when the function that is returned has finished.
+      tree: arrays to keep.
+      files: texts to keep beside them, by name.
+
+    Returns:
+      What waits for the files, adds the manifest and gives the folder its name; to be called once, on any thread.
+
+    Raises:
+      WriteError: from either; what was written is removed.
+    """
+    new = folder.with_name(folder.name + UNFINISHED)
+    arrays = arrays_by_path(tree)
+    size = sum(array.nbytes for array in arrays.values())
+
+    def failed(error: Exception) -> WriteError:
+        shutil.rmtree(new, ignore_errors=True)
+        return WriteError(f"{folder} ({size / 1e6:.1f} MB) could not be written: {_reason(error, folder.parent)}")
+
+    # To the end, since threads of Orbax log a failure whenever it happens.
+    to_the_end = contextlib.ExitStack()
+    to_the_end.enter_context(_quiet_orbax())
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for name, text in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_text(text, encoding="utf-8")
+        # With a folder that is made on another thread, and cannot be, all other threads wait for minutes.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        checkpointer = ocp.StandardCheckpointer(async_options=options)
+        checkpointer.save(to_the_end.enter_context(_plain_path(new)) / ARRAYS, arrays)
+    except Exception as error:  # Orbax has no type of its own for a disk that is full
+        to_the_end.close()
+        raise failed(error) from error
+
+    def finish() -> None:
         try:
-            arrays = checkpointer.restore(folder, shapes)
-        except Exception as error:  # Orbax has no type of its own for files that are gone or cut short
-            raise _damaged(folder, str(error).splitlines()[0]) from error
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+            with to_the_end:
+                checkpointer.close()
+            manifest = json.dumps({"files": _contents(new)}, separators=(",", ":"))
+            (new / MANIFEST).write_text(manifest, encoding="utf-8")
+            new.rename(folder)
+        except Exception as error:
+            raise failed(error) from error
+
+    return finish
 
 
-def _damaged(folder: Path, reason: str) -> ValueError:
-    return ValueError(f"the saved state in {folder} is damaged ({reason}); take an earlier one.")
+def damage_of(folder: Path) -> str | None:
+    """In which way a folder is not what its manifest says; None where every byte is. Reads all of it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        expected = {name: (entry["size"], entry["blake2b"]) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not written to its end, or by an older version"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    try:
+        # The files that are there, not the manifest's names, which could lead out of the folder.
+        found = {_name(path, folder): path for path in folder.rglob("*") if path.is_file()}
+        if missing := sorted(expected.keys() - found.keys()):
+            return f"{missing[0]} is missing"
+        for name, (size, _) in expected.items():
+            if (length := found[name].stat().st_size) != size:
+                return f"{name} has {length} bytes, expected {size}"
+        for name, (_, digest) in expected.items():
+            if _digest(found[name]) != digest:
+                return f"{name} was changed: its checksum is another"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return None
 
 
 def arrays_by_path(tree: PyTree) -> dict[str, jax.Array]:
     """The arrays of a pytree under their paths, in the pytree's own order."""
     return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        _name(path, folder): {"size": path.stat().st_size, "blake2b": _digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Why a write failed, in a few words; tensorstore's messages go on for lines."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        text = str(error)
+        known = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Permission denied")
+        reason = next((words for words in known if words in text), text.strip().splitlines()[0][:200] if text else "")
+    return f"{reason or type(error).__name__} ({shutil.disk_usage(existing).free / 1e6:.1f} MB free)"
+
+
+class _NotOfOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Orbax tells one failure many times, with tracebacks; we tell it once."""
+    log, quiet = logging.getLogger("absl"), _NotOfOrbax()
+    log.addFilter(quiet)
+    try:
+        yield
+    finally:
+        log.removeFilter(quiet)
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path to a folder that Orbax can use: "[" in it would be taken for a pattern, which nothing matches."""
+    if "[" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="easydel-") as elsewhere:
+        link = Path(elsewhere) / "folder"
+        link.symlink_to(folder)
+        yield link
 
 
 def _check_same_arrays(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, jax.Array]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from easydel.infra.adapter_files import base_of_adapter, is_adapter_folder
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.pretrained import local_path, open_checkpoint
+from easydel.infra.problems import shown
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.modules.mistral import MistralForCausalLM
 from easydel.modules.qwen2 import Qwen2ForCausalLM
@@ -35,6 +36,6 @@ class AutoEasyDeLModelForCausalLM:
             return cls.from_pretrained(base_of_adapter(path), **options).load_adapter(path)
         files = open_checkpoint(path)
         model_type = files.config.get("model_type")
-        if model_type not in FAMILIES:
-            raise ValueError(f'{name_or_path} has model_type "{model_type}"; supported are {", ".join(FAMILIES)}.')
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            raise ValueError(f"{name_or_path} has model_type {shown(model_type)}; supported are {', '.join(FAMILIES)}.")
         return FAMILIES[model_type].from_checkpoint(files, **options)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from easydel.infra.base_config import EasyDeLBaseConfig, HuggingFaceConfig
+from easydel.infra.base_config import EasyDeLBaseConfig, decoder_config, read_decoder_keys
+from easydel.infra.config_keys import only, switch
 from easydel.modules.decoder import DecoderForCausalLM
+
+KEYS = {
+    "attention_bias": switch(False),
+    "mlp_bias": switch(False),
+    "rope_interleaved": only(False),  # SmolLM2
+}
 
 
 class LlamaForCausalLM(DecoderForCausalLM):
@@ -16,6 +23,10 @@ class LlamaForCausalLM(DecoderForCausalLM):
 
     @classmethod
     def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
-        config = HuggingFaceConfig(raw)
-        bias = config.get("attention_bias", False)
-        return config.decoder(qkv_bias=bias, attention_output_bias=bias, mlp_bias=config.get("mlp_bias", False))
+        values = read_decoder_keys(raw, KEYS)
+        bias = values["attention_bias"]
+        return decoder_config(raw, values, qkv_bias=bias, attention_output_bias=bias, mlp_bias=values["mlp_bias"])
+
+    @classmethod
+    def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:
+        return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.number_types import TRAINABLE_TYPES
+from easydel.infra.trainable import split_trainable
 from easydel.trainers.training_arguments import TrainingArguments
 
 
 def with_adapters(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:
-    """The model with the adapters, and the quantised weights beside them, that the options ask for."""
+    """The model with the adapters, and the quantised weights beside them, that the options ask for.
+
+    Raises:
+      ValueError: the model has adapters or quantised weights already, or number types that are not trained in.
+    """
+    adapted = _adapted(model, arguments)
+    _require_trainable_types(adapted)
+    return adapted
+
+
+def _adapted(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:
     if arguments.lora_rank is None:
         return model
     if arguments.quantize_base is not None:
@@ -29,3 +44,18 @@ def with_adapters(model: EasyDeLBaseModule, arguments: TrainingArguments) -> Eas
         use_rslora=arguments.use_rslora,
         seed=arguments.lora_seed,
     )
+
+
+def _require_trainable_types(model: EasyDeLBaseModule) -> None:
+    if str(model.dtype) not in TRAINABLE_TYPES:
+        raise ValueError(
+            f"the model computes in {model.dtype}, which is not trained in: load it with dtype=bfloat16 or float32. "
+            "(float16 loses gradients that are small or large; it is for inference.)"
+        )
+    leaves = jax.tree.leaves(split_trainable(model)[0])
+    kept = {str(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)} - set(TRAINABLE_TYPES)
+    if kept:
+        raise ValueError(
+            f"the model keeps parameters in {', '.join(sorted(kept))}, which are not trained: load it with "
+            "param_dtype=float32."
+        )

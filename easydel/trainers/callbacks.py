@@ -31,3 +31,10 @@ class TrainerCallback:
 
     def on_train_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run ends by an exception."""
+
+
+class Watcher(TrainerCallback):
+    """A callback that training can do without: where it fails it is switched off, with one warning.
+
+    The trackers and the progress bar are watchers; make your own tracker one, and its server may go away.
+    """

@@ -4,131 +4,201 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from orbax.checkpoint import checkpoint_managers as policies
 
-from easydel.infra.state_files import arrays_by_path
+from easydel.infra.state_files import ARRAYS, UNFINISHED, DamagedFolder, WriteError, damage_of, start_saving
 
-FOLDER, ARRAYS, NOTES = "checkpoints", "arrays", "notes"
+logger = logging.getLogger("easydel")
+
+FOLDER = "checkpoints"
+NOTES = "notes/metadata"
+FIELDS = ("place", "log", "lines", "identity", "options", "evaluations")
 
 
 class Checkpoints:
-    """The numbered checkpoints in ``<run folder>/checkpoints``, through Orbax.
+    """The numbered checkpoints in ``<run folder>/checkpoints``.
 
-    A checkpoint is a pytree's arrays, at full precision, and notes in JSON. `save` returns when the arrays have left
-    the device; files are written while training goes on, under another name until they are complete.
+    A checkpoint is a pytree's arrays, at full precision, notes in JSON, and a manifest of both. `save` returns when
+    the arrays have left the device; files are written and summed up while training goes on, under another name until
+    they are complete. A write that fails is logged and leaves nothing behind; the next one is tried again.
 
     Args:
       keep: how many of the latest are kept; None keeps all.
-      best_metric: the best checkpoint by this metric is kept besides; None keeps no best one.
-      lower_is_better: which end of the metric is the good one.
+      lower_is_better: which end of the ratings is the good one.
     """
 
-    def __init__(self, keep: int | None, best_metric: str | None, lower_is_better: bool):
-        self._best_metric = best_metric
-        policy: Any = policies.LatestN(keep)
-        rank: dict[str, Any] = {}
-        if best_metric is not None:
-            sign = -1.0 if lower_is_better else 1.0
-            # A checkpoint of an earlier session may have been rated by another metric.
-            rank = {"best_fn": lambda metrics: sign * metrics.get(best_metric, -sign * math.inf), "best_mode": "max"}
-            best = policies.BestN(get_metric_fn=rank["best_fn"], n=1, keep_checkpoints_without_metrics=False)
-            policy = policies.AnyPreservationPolicy([policy, best])
-        self._options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True, **rank)
-        self._manager: ocp.CheckpointManager | None = None
+    def __init__(self, keep: int | None, lower_is_better: bool):
+        self._keep = keep
+        self._sign = -1.0 if lower_is_better else 1.0
+        self._root: Path | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
+        self._failure: WriteError | None = None
 
     def open(self, run_folder: Path) -> None:
         """Write from now on into a run's folder; what a killed run left half-written there is removed."""
-        self.close()
-        root = run_folder.absolute() / FOLDER
-        self._manager = ocp.CheckpointManager(root, options=self._options, item_names=(ARRAYS, NOTES))
+        self._root = run_folder.absolute() / FOLDER
+        for leftover in self._root.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, step: int, tree: PyTree, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+    def save(self, step: int, tree: PyTree, notes: Mapping[str, Any], ratings: Mapping[int, float]) -> Path:
         """Start to write checkpoint `step`; waits for the one before it, if that is still being written.
 
         Args:
           step: the checkpoint's number; one that exists already is left as it is.
           tree: arrays to keep.
           notes: what else to keep, in JSON types.
-          metrics: the evaluation at this step, or nothing.
+          ratings: what the checkpoints so far are worth, by step; besides the latest the best of them is kept.
 
         Returns:
           The checkpoint's folder, which appears when it is complete.
         """
-        manager = self._opened()
-        if step not in manager.all_steps():
-            arrays = ocp.args.StandardSave(arrays_by_path(tree))
-            items = ocp.args.Composite(**{ARRAYS: arrays, NOTES: ocp.args.JsonSave(dict(notes))})
-            rating = {name: value for name, value in metrics.items() if name == self._best_metric}
-            with _naming(Path(manager.directory)):
-                manager.save(step, args=items, metrics=rating or None, force=True)
-        return manager.directory / str(step)
+        if self._root is None:
+            raise ValueError("these checkpoints have no folder yet; call open(run_folder) first.")
+        folder = self._root / str(step)
+        if self.has(step):
+            return folder
+        with self._noting_failure():
+            finish = start_saving(folder, tree, {NOTES: json.dumps(dict(notes))})
+            self._writing = self._thread.submit(self._finish, finish, dict(ratings))
+        return folder
 
-    @property
-    def best(self) -> Path | None:
-        """The folder of the best checkpoint by `best_metric`; None before the first that has one."""
-        if self._manager is None or self._best_metric is None:
+    def has(self, step: int) -> bool:
+        """Whether checkpoint `step` is on disk; waits for what is still being written."""
+        if self._writing is not None:
+            self._writing.result()
+        return self._root is not None and (self._root / str(step)).exists()
+
+    def best(self, ratings: Mapping[int, float]) -> Path | None:
+        """The folder of the best checkpoint there is, of equals the latest; None where none has a rating."""
+        if self._root is None:
             return None
-        self.wait()
-        step = self._manager.best_step()
-        return None if step is None else Path(self._manager.directory) / str(step)
+        steps = [int(folder.name) for folder in _numbered(self._root)]
+        rated = [(self._sign * ratings[step], step) for step in steps if not math.isnan(ratings.get(step, math.nan))]
+        return self._root / str(max(rated)[1]) if rated else None
 
     def wait(self) -> None:
-        """Return when all that was saved is on disk."""
-        manager = self._opened()
-        with _naming(Path(manager.directory)):
-            manager.wait_until_finished()
+        """Return when all that was saved is on disk.
 
-    def close(self) -> None:
-        """Finish writing."""
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            with _naming(Path(manager.directory)):
-                manager.close()
+        Raises:
+          WriteError: what was saved last could not be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
+        if self._failure is not None:
+            raise self._failure
 
-    def _opened(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            raise ValueError("these checkpoints have no folder yet; call open(run_folder) first.")
-        return self._manager
+    def _finish(self, finish: Callable[[], None], ratings: Mapping[int, float]) -> None:
+        with self._noting_failure():
+            finish()
+            self._thin_out(ratings)
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        self._failure = None
+        try:
+            yield
+        except WriteError as error:
+            self._failure = error
+            logger.error("checkpoint %s. Training goes on, and the next checkpoint is tried again.", error)
+
+    def _thin_out(self, ratings: Mapping[int, float]) -> None:
+        if self._keep is None or self._root is None:
+            return
+        best = self.best(ratings)
+        for folder in newest_checkpoints(self._root.parent)[self._keep :]:
+            if folder != best:
+                # Another name first: half a checkpoint must not be taken for a whole one.
+                unwanted = folder.with_name(folder.name + UNFINISHED)
+                with contextlib.suppress(OSError):
+                    folder.rename(unwanted)
+                    shutil.rmtree(unwanted)
+
+
+def newest_checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoints of a run, the latest first, whole or not."""
+    return sorted(_numbered(run_folder / FOLDER), key=lambda folder: int(folder.name), reverse=True)
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The latest complete checkpoint of a run, or None."""
-    steps = [folder for folder in (run_folder / FOLDER).glob("*") if re.fullmatch("[0-9]+", folder.name)]
-    return max(steps, key=lambda folder: int(folder.name), default=None)
+    """The latest intact checkpoint of a run, or None where it has none; reads all of it.
+
+    Raises:
+      DamagedFolder: there are checkpoints, and none of them is intact.
+    """
+    damaged: list[str] = []
+    for folder in newest_checkpoints(run_folder):
+        damage = damage_of(folder)
+        if damage is None:
+            if damaged:
+                logger.warning("%s; taking %s, the newest that is intact.", "; ".join(damaged), folder)
+            return folder
+        damaged.append(f"{folder} is damaged ({damage})")
+    if damaged:
+        raise DamagedFolder(
+            f"{'; '.join(damaged)}. No checkpoint of {run_folder} is intact: remove the folder, or start anew without "
+            "resume_from_checkpoint."
+        )
+    return None
+
+
+def check_intact(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is not, byte by byte, what was written.
+
+    Raises:
+      FileNotFoundError: this is no checkpoint folder.
+      DamagedFolder: says what is damaged, and names the newest intact one beside it.
+    """
+    if not checkpoint.is_dir() or not (checkpoint.name.isdecimal() or (checkpoint / ARRAYS).exists()):
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint; expected a folder such as runs/dpo/{FOLDER}/100.")
+    damage = damage_of(checkpoint)
+    if damage is None:
+        return
+    others = (other for other in newest_checkpoints(checkpoint.parent.parent) if other.name != checkpoint.name)
+    intact = next((other for other in others if damage_of(other) is None), None)
+    advice = "there is no intact one beside it" if intact is None else f"the newest intact one is {intact}"
+    raise DamagedFolder(f"{checkpoint} is damaged ({damage}); {advice}.")
+
+
+def put_aside_damaged(run_folder: Path, latest: Path) -> None:
+    """Free the numbers behind the latest intact checkpoint: what is there is damaged, and gets another name."""
+    for folder in newest_checkpoints(run_folder):
+        if int(folder.name) > int(latest.name):
+            names = (folder.with_name(f"{folder.name}.damaged{ending}") for ending in ("", *map(str, range(2, 1000))))
+            folder.rename(next(name for name in names if not name.exists()))
 
 
 def read_notes(checkpoint: Path) -> dict[str, Any]:
     """The notes of a checkpoint.
 
     Raises:
-      FileNotFoundError: this is no checkpoint folder.
-      ValueError: the notes are damaged.
+      DamagedFolder: the notes are damaged.
     """
-    file = checkpoint / NOTES / "metadata"  # Orbax's name for an item in JSON
-    if not (checkpoint / ARRAYS).is_dir() or not file.is_file():
-        raise FileNotFoundError(f"{checkpoint} is no checkpoint; expected a folder such as runs/dpo/{FOLDER}/100.")
     try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
-        if missing := {"place", "log", "identity", "options", "evaluations"} - notes.keys():
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"the notes of {checkpoint} are damaged ({error}); take an earlier checkpoint.") from error
+        notes = json.loads((checkpoint / NOTES).read_text(encoding="utf-8"))
+        for field in FIELDS:
+            if not isinstance(notes[field], dict):
+                raise TypeError(f"{field} is no mapping")
+    except KeyError as error:
+        raise damaged_notes(checkpoint, f"{error.args[0]} is missing") from error
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise damaged_notes(checkpoint, str(error)) from error
     return notes
 
 
-@contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Orbax's errors with the folder they are about."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"a checkpoint could not be written to {folder}: {reason}") from error
+def damaged_notes(checkpoint: Path, reason: str) -> DamagedFolder:
+    """The error for notes that cannot be what was written."""
+    return DamagedFolder(f"the notes of {checkpoint} are damaged ({reason}); take an earlier checkpoint.")
+
+
+def _numbered(root: Path) -> Iterator[Path]:
+    return (folder for folder in root.glob("*") if re.fullmatch("[0-9]{1,18}", folder.name))

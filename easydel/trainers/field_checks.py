@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+# Every step computes in float32, where a larger number is infinite and a smaller one 0.
+LARGEST_FLOAT, SMALLEST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+LARGEST_INT = 2**32 - 1
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:
     """Raise the `ValueError` every bad option gets: the field, what was given, what was expected."""
     if not condition:
-        raise ValueError(f"{field}={value!r}, expected {expected}.")
+        raise ValueError(f"{field}={shown(value)}, expected {expected}.")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it; Python refuses to write out whole numbers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def is_default(config: Any, field: str) -> bool:
@@ -20,7 +33,9 @@ def is_default(config: Any, field: str) -> bool:
 
 
 def check_types(config: Any) -> None:
-    """Refuse values that a dataclass's annotations do not admit, and numbers that are not finite.
+    """Refuse values that a dataclass's annotations do not admit, and numbers beyond float32 or 32 bits.
+
+    A NumPy scalar becomes the Python number that it is.
 
     Raises:
       ValueError: names the field, what was given and what was expected.
@@ -28,6 +43,9 @@ def check_types(config: Any) -> None:
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            setattr(config, field.name, value)
         require(_admits(hints[field.name], value), field.name, value, _describe(hints[field.name]))
 
 
@@ -41,10 +59,13 @@ def _admits(annotation: Any, value: Any) -> bool:
         return isinstance(value, str) and value in members
     if origin in (tuple, list):
         return isinstance(value, (tuple, list)) and all(_admits(members[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_admits(members[0], key) for key in value)
     if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and (value == 0 or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT)
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     return isinstance(value, origin or annotation)
 
 
@@ -56,5 +77,13 @@ def _describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, members))
     if origin in (tuple, list):
         return f"a {origin.__name__} of {_describe(members[0])}"
-    names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "None"}
+    if origin is dict:
+        return f"a dict with {_describe(members[0])} for every key"
+    names = {
+        int: "a whole number of at most 32 bits",
+        float: "a finite number that float32 holds",
+        bool: "True or False",
+        str: "text",
+        type(None): "None",
+    }
     return names.get(annotation, f"a {getattr(origin or annotation, '__name__', annotation)}")

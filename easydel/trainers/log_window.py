@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from easydel.trainers.field_checks import check_types
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.trainer_protocol import BatchStatistics, Metrics, NonFiniteError
 
@@ -118,11 +119,11 @@ class TrainingLog:
         ]
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's notes."""
-        self._nonfinite_in_a_row = notes["nonfinite_in_a_row"]
-        for update in notes["updates"]:
-            self._append(Update(**(update | {"statistics": BatchStatistics(**update["statistics"])})))
+    def restore(self, updates: Iterable[Update], nonfinite_in_a_row: int) -> None:
+        """Go on from what `read_notes` found."""
+        self._nonfinite_in_a_row = nonfinite_in_a_row
+        for update in updates:
+            self._append(update)
 
     def _finish(self, window: LogWindow | None) -> None:
         if window is None or not window.updates:
@@ -146,6 +147,31 @@ class TrainingLog:
         self._write(window)
         if error is not None:
             raise error
+
+
+def read_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
+    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.notes`.
+
+    Raises:
+      ValueError: these are no such notes; names the field.
+    """
+    in_a_row, entries = notes.get("nonfinite_in_a_row"), notes.get("updates")
+    if type(in_a_row) is not int or not isinstance(entries, list):
+        raise ValueError("log")
+    return [_read_update(entry) for entry in entries], in_a_row
+
+
+def _read_update(entry: Any) -> Update:
+    try:
+        update = Update(**(entry | {"statistics": BatchStatistics(**entry["statistics"])}))
+        check_types(update.statistics)
+        numbers = [*update.metrics.values(), *update.statistics.means.values()]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"log.updates: {error}") from error
+    is_right = type(update.step) is int and type(update.nonfinite) is bool
+    if not is_right or not all(type(number) in (int, float, list) for number in numbers):
+        raise ValueError("log.updates")
+    return update
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from easydel.infra.mesh import parameter_path
+from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, shown
 
 if TYPE_CHECKING:
     from easydel.trainers.training_arguments import TrainingArguments
@@ -60,8 +61,46 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adafactor": adafactor,
 }
 OWN_FIELDS = ("learning_rate", "weight_decay", "mask")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
+
+
+SHARE = ("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+# float32 holds it: an eps that is 0 there divides 0 by 0 where a gradient is 0.
+ABOVE_ZERO = (
+    "a number above 0 that float32 holds",
+    lambda value: _is_number(value) and value >= SMALLEST_FLOAT,
+)
+TRUTH = ("True or False", lambda value: isinstance(value, bool))
 # Only first moments can be had in 16 bits: a second moment moves by less than a bfloat16 can show.
-MOMENT_DTYPES = {"mu_dtype": ("float32", "bfloat16"), "dtype_momentum": ("float32", "bfloat16")}
+MOMENT_DTYPE = ("'float32' or 'bfloat16'", lambda value: value in ("float32", "bfloat16"))
+
+
+def _or_none(kind: tuple[str, Callable[[Any], bool]]) -> tuple[str, Callable[[Any], bool]]:
+    expected, admits = kind
+    return f"None or {expected}", lambda value: value is None or admits(value)
+
+
+# Argument of an optimiser -> what it may be, in words and as a check.
+EXTRA_KWARGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "b1": SHARE,
+    "b2": SHARE,
+    "eps": ABOVE_ZERO,
+    "eps_root": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
+    "nesterov": TRUTH,
+    "mu_dtype": MOMENT_DTYPE,
+    "min_dim_size_to_factor": (
+        "a whole number of at least 1",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_INT,
+    ),
+    "decay_rate": ("a number above 0 and below 1", lambda value: _is_number(value) and SMALLEST_FLOAT <= value < 1),
+    "clipping_threshold": _or_none(ABOVE_ZERO),
+    "multiply_by_parameter_scale": TRUTH,
+    "momentum": _or_none(SHARE),
+    "dtype_momentum": MOMENT_DTYPE,
+}
 
 
 def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Schedule:
@@ -125,20 +164,25 @@ def decayed_parameters(params: PyTree) -> PyTree:
 
 
 def check_optimizer_kwargs(optimizer: str, kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that the optimiser does not take, or that have a field of their own."""
+    """Refuse arguments that the optimiser does not take, that have a field of their own, or that are out of range.
+
+    Raises:
+      ValueError: names all of them at once.
+    """
     accepted = [name for name in inspect.signature(OPTIMIZERS[optimizer]).parameters if name not in OWN_FIELDS]
     if unknown := [name for name in kwargs if name not in accepted]:
         raise ValueError(
             f"extra_optimizer_kwargs has {', '.join(unknown)}, which {optimizer} does not take here; "
             f"it takes {', '.join(accepted)}."
         )
-    for name, value in kwargs.items():
-        if name in MOMENT_DTYPES:
-            if value not in MOMENT_DTYPES[name]:
-                expected = " or ".join(map(repr, MOMENT_DTYPES[name]))
-                raise ValueError(f"extra_optimizer_kwargs has {name}={value!r}, expected {expected}.")
-        elif isinstance(value, str):
-            raise ValueError(f"extra_optimizer_kwargs has {name}={value!r}, expected a number, True or False.")
+    bad = [
+        f"{name}={shown(value)}, expected {expected}"
+        for name, value in kwargs.items()
+        for expected, admits in [EXTRA_KWARGS[name]]
+        if not admits(value)
+    ]
+    if bad:
+        raise ValueError(f"extra_optimizer_kwargs has {'; '.join(bad)}.")
     if "dtype_momentum" in kwargs and kwargs.get("momentum") is None:
         raise ValueError(
             f"extra_optimizer_kwargs has dtype_momentum={kwargs['dtype_momentum']!r}, which has no effect without "

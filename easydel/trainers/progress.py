@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 
-from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.callbacks import LogLine, Watcher
 
 if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer
@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LINES = 10.0
 Item = TypeVar("Item")
 
 
-class ProgressReporter(TrainerCallback):
+class ProgressReporter(Watcher):
     """Shows the trainer's `progress_metrics`, the speed and the time left."""
 
     def __init__(self, console: Console | None = None):

@@ -2,70 +2,125 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from easydel.infra.state_files import DamagedFolder
 from easydel.trainers.callbacks import LogLine
-from easydel.trainers.checkpoints import FOLDER, latest_checkpoint, read_notes
+from easydel.trainers.checkpoints import FOLDER, newest_checkpoints, read_notes
 
 METRICS_FILE = "metrics.jsonl"
+LOCK = ".lock"
+# Looking for a folder takes milliseconds.
+SECONDS_TO_LOOK = 60.0
 
 
-def make_run_folder(save_directory: str, model_name: str) -> Path:
-    """A new folder ``save_directory/model_name``, numbered when that exists, so that nothing is overwritten."""
+def check_save_directory(save_directory: str) -> Path:
+    """The absolute path of a folder for runs, which need not exist yet.
+
+    Raises:
+      NotADirectoryError: it, or a folder it is to be made in, is a file.
+      PermissionError: nothing can be written there.
+    """
     # Absolute, so that a program that changes its working directory keeps its files together.
-    base = Path(save_directory).expanduser().absolute() / model_name
-    base.parent.mkdir(parents=True, exist_ok=True)
-    folder, number = base, 1
+    directory = Path(save_directory).expanduser().absolute()
+    existing = existing_folder(directory)
+    if not existing.is_dir():
+        raise NotADirectoryError(f"save_directory={save_directory}: {existing} is no folder; name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"save_directory={save_directory}: {existing} cannot be written to; name another folder.")
+    return directory
+
+
+def existing_folder(path: Path) -> Path:
+    """The nearest of an absolute path and its parents that exists; may be a file."""
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+def make_run_folder(save_directory: Path, model_name: str) -> Path:
+    """A new folder ``save_directory/model_name``, numbered when that exists, so that nothing is overwritten."""
+    folder, number = save_directory / model_name, 1
     while True:
         try:
             folder.mkdir()
             return folder
         except FileExistsError:
             number += 1
-            folder = base.with_name(f"{base.name}-{number}")
+            folder = save_directory / f"{model_name}-{number}"
+        except OSError as error:
+            raise type(error)(f"the run folder {folder} cannot be made: {error.strerror}.") from error
 
 
-def find_checkpoint(resume_from: str, save_directory: str, model_name: str) -> Path | None:
-    """The checkpoint that ``resume_from_checkpoint`` means.
-
-    Args:
-      resume_from: "latest" for the newest run of this name that has one, a run's folder for its latest checkpoint, or
-        a checkpoint.
-
-    Returns:
-      Its folder; None when "latest" finds none, since a job that restarts itself says "latest" from the beginning.
+def take_lock(folder: Path, seconds: float = 0.0) -> FileLock:
+    """The lock of a folder; that of a process which was killed is free.
 
     Raises:
-      FileNotFoundError: a folder was named that holds no checkpoint.
+      ValueError: another process has it.
+      OSError: the file system has no locks, or nothing can be written.
     """
-    if resume_from == "latest":
-        return _latest_of_runs(Path(save_directory).expanduser().absolute(), model_name)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait for it to end, or give this run another model_name."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise OSError(f"{folder / LOCK} cannot be locked: {error}.") from error
+    return lock
+
+
+def named_run(resume_from: str, example: str) -> tuple[Path, Path | None]:
+    """The run folder that ``resume_from_checkpoint`` names, and the checkpoint, where it names one.
+
+    Raises:
+      FileNotFoundError: there is neither.
+    """
     folder = Path(resume_from).expanduser().absolute()
     if folder.parent.name == FOLDER and folder.is_dir():
-        return folder
-    found = latest_checkpoint(folder)
-    if found is None:
+        return run_of(folder), folder
+    if not newest_checkpoints(folder):
         raise FileNotFoundError(
             f'resume_from_checkpoint={resume_from!r}: no checkpoint there. Give "latest", a run\'s folder such as '
-            f"{save_directory}/{model_name}, or a checkpoint such as {save_directory}/{model_name}/{FOLDER}/100."
+            f"{example}, or a checkpoint such as {example}/{FOLDER}/100."
         )
-    return found
+    return folder, None
 
 
-def _latest_of_runs(directory: Path, model_name: str) -> Path | None:
-    numbered = re.compile(re.escape(model_name) + r"(?:-(\d+))?")
+def newest_run(directory: Path, model_name: str) -> Path | None:
+    """The newest run of a name that has checkpoints, or None.
+
+    Raises:
+      ValueError: another process is at work in a newer one, which has none yet.
+    """
+    numbered = re.compile(re.escape(model_name) + r"(?:-(\d{1,18}))?")
     runs = [
         (int(match[1] or 1), folder) for folder in directory.glob("*") if (match := numbered.fullmatch(folder.name))
     ]
     for _, folder in sorted(runs, reverse=True):
-        checkpoint = latest_checkpoint(folder)
+        checkpoints = newest_checkpoints(folder)
         # "tea-2" may be the second run of "tea", or the first of a run of that name.
-        if checkpoint is not None and read_notes(checkpoint)["options"]["model_name"] == model_name:
-            return checkpoint
+        if checkpoints and _name_in(checkpoints) in (model_name, None):
+            return folder
+        if not checkpoints and (folder / LOCK).exists():
+            take_lock(folder).release()
+    return None
+
+
+def _name_in(checkpoints: list[Path]) -> str | None:
+    """The model_name of the run that wrote these; None where none of them can be read."""
+    for checkpoint in checkpoints:
+        with contextlib.suppress(DamagedFolder):
+            name = read_notes(checkpoint)["options"].get("model_name")
+            if isinstance(name, str):
+                return name
     return None
 
 
@@ -75,25 +130,30 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def read_log(run_folder: Path, last_step: int) -> list[LogLine]:
-    """The lines of a run's log up to an update; a line that a kill cut short is left out."""
-    path, lines = run_folder / METRICS_FILE, []
-    if not path.exists():
+    """The lines of a run's log up to an update; what a kill cut short, or is no line of a log, is left out."""
+    try:
+        text = (run_folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = []
+    for entry in text.splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = json.loads(entry)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and line.get("step", math.inf) <= last_step:
-            lines.append({name: math.nan if value is None else value for name, value in line.items()})
+        if is_log_line(line) and line["step"] <= last_step:
+            lines.append(as_log_line(line))
     return lines
 
 
-def write_log(run_folder: Path, lines: list[LogLine]) -> None:
-    """Replace a run's log, all at once."""
-    new = run_folder / f"{METRICS_FILE}.new"
-    new.write_text("".join(map(json_line, lines)), encoding="utf-8")
-    new.replace(run_folder / METRICS_FILE)
+def is_log_line(value: Any) -> bool:
+    """Whether this can be a line of a log."""
+    return isinstance(value, dict) and type(value.get("step")) is int
+
+
+def as_log_line(read: dict[str, Any]) -> LogLine:
+    """A line as it was logged, from how it is kept in JSON, which knows no NaN."""
+    return {name: math.nan if value is None else value for name, value in read.items()}
 
 
 def json_line(line: LogLine) -> str:

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock
 from jaxtyping import PyTree
 
-from easydel.infra.state_files import load_arrays
+from easydel.infra.state_files import WriteError, read_arrays
 from easydel.trainers.callbacks import LogLine
-from easydel.trainers.checkpoints import ARRAYS, Checkpoints, latest_checkpoint, read_notes
-from easydel.trainers.run_folder import find_checkpoint, make_run_folder, read_log, run_of, write_log
+from easydel.trainers.checkpoints import (
+    Checkpoints,
+    check_intact,
+    damaged_notes,
+    latest_checkpoint,
+    newest_checkpoints,
+    put_aside_damaged,
+    read_notes,
+)
+from easydel.trainers.field_checks import check_types
+from easydel.trainers.run_folder import (
+    LOCK,
+    SECONDS_TO_LOOK,
+    check_save_directory,
+    make_run_folder,
+    named_run,
+    newest_run,
+    run_of,
+    take_lock,
+)
 from easydel.trainers.run_identity import as_json, refuse_other_run
 from easydel.trainers.stopping import lower_is_better
+from easydel.trainers.trackers import JsonLinesTracker, restored_log
 from easydel.trainers.training_arguments import TrainingArguments
 
 Tree = TypeVar("Tree", bound=PyTree)
 logger = logging.getLogger("easydel")
-LOCK = ".lock"
 
 
 @dataclasses.dataclass
@@ -45,6 +65,7 @@ class RunRecord:
     Attributes:
       place: how far the run has come.
       folder: the run's folder; None before `open`, and for a run that writes no files.
+      log: what writes ``metrics.jsonl`` there.
       checkpoints: what writes them.
       last_checkpoint, best_checkpoint: their folders, or None.
       evaluations: the numbers of the run's own evaluations, by update.
@@ -54,106 +75,178 @@ class RunRecord:
         best = arguments.best_metric
         self.place = Place()
         self.folder: Path | None = None
-        self.checkpoints = Checkpoints(arguments.save_total_limit, best, best is not None and lower_is_better(best))
+        self.log: JsonLinesTracker | None = None
+        self.checkpoints = Checkpoints(arguments.save_total_limit, best is not None and lower_is_better(best))
         self.last_checkpoint: Path | None = None
         self.best_checkpoint: Path | None = None
         self.evaluations: dict[int, dict[str, float]] = {}
-        self._lock: FileLock | None = None
         self._arguments = arguments
         self._identity: dict[str, Any] = {}
+        self._lock: BaseFileLock | None = None
+        # What this run made, and takes back where it is refused.
+        self._made: list[Path] = []
 
     def open(self, identity: Mapping[str, Any]) -> Path | None:
         """Make the run's folder, or find the checkpoint that the run is to go on from: then `go_on` follows.
+
+        No other process can work in the folder from here to `close`.
 
         Args:
           identity: what makes this run the run it is.
 
         Raises:
           FileNotFoundError: there is no checkpoint where the options say there is one.
+          ValueError: another process is at work there, or what is there is damaged.
         """
-        resume, where = self._arguments.resume_from_checkpoint, (self._save_directory, self._arguments.model_name)
+        arguments = self._arguments
         self._identity = as_json(identity)
-        checkpoint = None if resume is None else find_checkpoint(resume, *where)
-        if checkpoint is not None:
-            return checkpoint
-        if resume is not None:
-            logger.warning("there is no checkpoint of %s/%s yet: starting from the beginning.", *where)
-        self._take(make_run_folder(*where))
-        return None
+        if arguments.resume_from_checkpoint in (None, "latest"):
+            with self._alone_in(self._directory()) as directory:
+                run = newest_run(directory, arguments.model_name) if arguments.resume_from_checkpoint else None
+                if run is None:
+                    if arguments.resume_from_checkpoint:
+                        logger.warning(
+                            "there is no checkpoint of %s yet: starting from the beginning.",
+                            directory / arguments.model_name,
+                        )
+                    self._make_folder(directory)
+                    return None
+                self._take(run)
+            return latest_checkpoint(run)
+        example = f"{arguments.save_directory}/{arguments.model_name}"
+        run, checkpoint = named_run(arguments.resume_from_checkpoint, example)
+        if checkpoint is None:
+            self._take(run)
+            return latest_checkpoint(run)
+        # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
+        if checkpoint == newest_checkpoints(run)[0]:
+            self._take(run)
+        check_intact(checkpoint)
+        return checkpoint
 
     def load(self, checkpoint: Path, like: Tree, identity: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-        """The arrays of a checkpoint, laid out as `like`, and its notes.
+        """The arrays of an intact checkpoint, laid out as `like`, and its notes.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint.
           ValueError: it is of another run, by what `identity` says of this one; names every difference.
         """
         notes = read_notes(checkpoint)
         refuse_other_run(checkpoint, notes["identity"], as_json(identity))
-        return load_arrays(checkpoint / ARRAYS, like), notes
+        return read_arrays(checkpoint, like), notes
 
     def go_on(self, checkpoint: Path, notes: Mapping[str, Any]) -> list[LogLine]:
-        """Take a loaded checkpoint's place; the log so far."""
-        self.place = Place(**notes["place"])
-        run = run_of(checkpoint)
-        log = read_log(run, self.place.step)
-        # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
-        is_latest = checkpoint == latest_checkpoint(run)
-        folder = run if is_latest else make_run_folder(self._save_directory, self._arguments.model_name)
-        self._take(folder)
-        write_log(folder, log)
-        self.evaluations = {int(step): numbers for step, numbers in notes["evaluations"].items()}
+        """Take a loaded checkpoint's place; the log so far.
+
+        Raises:
+          DamagedFolder: the notes are not those of a run.
+        """
+        try:
+            self.place = Place(**notes["place"])
+            check_types(self.place)
+            self.evaluations = {int(step): _numbers(numbers) for step, numbers in notes["evaluations"].items()}
+            log = restored_log(run_of(checkpoint), self.place.step, notes["lines"])
+        except (TypeError, ValueError) as error:
+            raise damaged_notes(checkpoint, str(error)) from error
+        if self.folder is None:
+            with self._alone_in(self._directory()) as directory:
+                self._make_folder(directory)
+        else:
+            put_aside_damaged(self.folder, checkpoint)
+        assert self.folder is not None
+        self.log = JsonLinesTracker(self.folder, log)
         self.last_checkpoint = checkpoint
         return log
 
     def save(self, arrays: PyTree, log_notes: Mapping[str, Any]) -> None:
         """Start to write a checkpoint of the place the run has come to; one that is there already stays as it is."""
+        assert self.log is not None
         notes = {
             "place": dataclasses.asdict(self.place),
             "log": log_notes,
+            "lines": self.log.notes(),
             "identity": self._identity,
             "options": as_json(dataclasses.asdict(self._arguments)),
             "evaluations": {str(step): numbers for step, numbers in self.evaluations.items()},
         }
-        rating = self.evaluations.get(self.place.step, {})
-        self.last_checkpoint = self.checkpoints.save(self.place.step, arrays, notes, rating)
-
-    def close(self) -> None:
-        """Finish writing, find out what the best checkpoint is, and let other processes into the folder.
-
-        Raises:
-          OSError: a checkpoint could not be written.
-        """
-        try:
-            self.best_checkpoint = self.checkpoints.best
-        finally:
-            try:
-                self.checkpoints.close()
-            finally:
-                if self.folder is not None:
-                    self.last_checkpoint = latest_checkpoint(self.folder) or self.last_checkpoint
-                if self._lock is not None:
-                    self._lock.release()
-
-    def _take(self, folder: Path) -> None:
-        """Work in this folder from now on, alone."""
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"another process is at work in {folder}; wait for it to end, or give this run another model_name."
-            ) from error
-        self._lock, self.folder = lock, folder
-        self.checkpoints.open(folder)
+        self.last_checkpoint = self.checkpoints.save(self.place.step, arrays, notes, self._ratings())
 
     @property
     def is_saved(self) -> bool:
         """Whether there is nothing to lose: no files are wanted, or the latest checkpoint is of this place."""
-        saved = 0 if self.last_checkpoint is None else int(self.last_checkpoint.name)
-        return self.folder is None or saved == self.place.step
+        return self.folder is None or self.place.step == 0 or self.checkpoints.has(self.place.step)
 
-    @property
-    def _save_directory(self) -> str:
+    def close(self, error: BaseException | None) -> None:
+        """Finish writing, find out what the best checkpoint is, and let other processes into the folder.
+
+        Args:
+          error: what ended the run, or None. A run that is refused before its first update leaves nothing behind.
+
+        Raises:
+          WriteError: the last checkpoint could not be written, and nothing else has gone wrong.
+        """
+        try:
+            self.checkpoints.wait()
+        except WriteError as failure:
+            if error is None:
+                raise WriteError(
+                    f"the last checkpoint, {failure}. The trained model is in trainer.model; make room and save it "
+                    "with trainer.save_pretrained."
+                ) from failure
+        finally:
+            if self.folder is not None:
+                self.last_checkpoint = next(iter(newest_checkpoints(self.folder)), self.last_checkpoint)
+                self.best_checkpoint = self.checkpoints.best(self._ratings())
+            is_refused = self.place.step == 0 and isinstance(error, (ValueError, OSError))
+            is_empty = self.place.step == 0 and not self.log
+            if error is not None and (is_refused or is_empty):
+                self._take_back()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _directory(self) -> Path:
         assert self._arguments.save_directory is not None  # a run without it opens no record
-        return self._arguments.save_directory
+        directory = check_save_directory(self._arguments.save_directory)
+        self._made += [folder for folder in (directory, *directory.parents) if not folder.exists()][::-1]
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    @contextlib.contextmanager
+    def _alone_in(self, directory: Path) -> Iterator[Path]:
+        """Of processes that start together one looks for its folder, and takes it, after the other."""
+        lock = take_lock(directory, SECONDS_TO_LOOK)
+        try:
+            yield directory
+        finally:
+            lock.release()
+
+    def _make_folder(self, directory: Path) -> None:
+        folder = make_run_folder(directory, self._arguments.model_name)
+        self._made.append(folder)
+        self._take(folder)
+
+    def _take(self, folder: Path) -> None:
+        """Work in this folder from now on, alone."""
+        self._lock, self.folder, self.log = take_lock(folder), folder, JsonLinesTracker(folder)
+        self.checkpoints.open(folder)
+
+    def _take_back(self) -> None:
+        """Remove the folders that this run made, as far as nobody else uses them."""
+        if self.folder in self._made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._made.remove(self.folder)
+            self.folder = None
+        for folder in reversed(self._made):
+            if all(path.name == LOCK for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _ratings(self) -> dict[int, float]:
+        metric = self._arguments.best_metric
+        if metric is None:
+            return {}
+        return {step: numbers[metric] for step, numbers in self.evaluations.items() if metric in numbers}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(type(number) in (int, float) for number in value.values()):
+        raise ValueError("evaluations")
+    return value

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,13 @@ from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.model_digest import model_digest
+from easydel.infra.state_files import WriteError
 from easydel.infra.trainable import copy_trainable, join, split_trainable
 from easydel.trainers.adapted_model import with_adapters
-from easydel.trainers.callbacks import LogLine, TrainerCallback
+from easydel.trainers.callbacks import LogLine, TrainerCallback, Watcher
+from easydel.trainers.checkpoints import check_intact, damaged_notes
 from easydel.trainers.compiled_step import CompiledTrainingStep
-from easydel.trainers.log_window import LogWindow, TrainingLog
+from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_notes
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
@@ -34,10 +37,11 @@ from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION, OPTIONS_OF_LAYOU
 from easydel.trainers.run_record import RunRecord
 from easydel.trainers.stop_signals import StopSignals, interruption
 from easydel.trainers.stopping import stopping_callbacks
-from easydel.trainers.trackers import TRACKERS, JsonLinesTracker
+from easydel.trainers.trackers import TRACKERS
 from easydel.trainers.trainer_hooks import TrainerHooks
 from easydel.trainers.trainer_protocol import (
     Batch,
+    BatchIterator,
     BatchLoader,
     DeviceBatch,
     Metrics,
@@ -50,6 +54,20 @@ from easydel.trainers.training_arguments import TrainingArguments
 logger = logging.getLogger("easydel")
 
 BATCHES_ON_DEVICE = 2
+
+
+def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> EasyDeLBaseModule:
+    """The model itself, or that of a state.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
+        raise TypeError(
+            f"{name} is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
+            "AutoEasyDeLModelForCausalLM.from_pretrained."
+        )
+    return model.model if isinstance(model, EasyDeLState) else model
 
 
 class Trainer(TrainerHooks):
@@ -76,11 +94,7 @@ class Trainer(TrainerHooks):
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
-            raise TypeError(
-                f"model is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
-                "AutoEasyDeLModelForCausalLM.from_pretrained."
-            )
+        model = model_of(model)
         enable_compilation_cache()
         self.arguments = arguments
         self.processing_class = processing_class
@@ -101,6 +115,7 @@ class Trainer(TrainerHooks):
         self._record = RunRecord(arguments)
         self._signals = StopSignals()
         self._has_started = False
+        self._given_model: dict[str, Any] | None = None
         self._stop_reason: str | None = None
         self.state = self.configure_model(model)
         self._functions: TrainerConfigureFunctionOutput | None = None
@@ -109,7 +124,7 @@ class Trainer(TrainerHooks):
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
         """The state to train, on its mesh, trained parameters in buffers of their own."""
-        policy = with_adapters(model.model if isinstance(model, EasyDeLState) else model, self.arguments)
+        policy = with_adapters(model_of(model), self.arguments)
         # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
         policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
@@ -172,7 +187,7 @@ class Trainer(TrainerHooks):
         # Dropout is drawn by place in the batch, so the layout counts beside it.
         free = OPTIONS_OF_A_SESSION - OPTIONS_OF_LAYOUT if self.arguments.lora_dropout else OPTIONS_OF_A_SESSION
         shared = {name: value for name, value in options.items() if name not in free}
-        identity = {"model": model_digest(self.state.model), "updates": self.total_steps} | shared
+        identity = {"model": self._model_as_given(), "updates": self.total_steps} | shared
         return identity | {"mesh": dict(self.mesh.shape)} if self.arguments.lora_dropout else identity
 
     def load_checkpoint(self, folder: str | Path) -> None:
@@ -182,13 +197,22 @@ class Trainer(TrainerHooks):
           FileNotFoundError: there is no checkpoint.
           ValueError: it is of another model or optimiser, or damaged.
         """
-        # After the first update it can no longer be told which model the trainer started from.
-        known = {} if self._has_started else {"model": model_digest(self.model)}
-        arrays, _ = self._record.load(Path(folder), self.checkpoint_arrays(), known)
+        checkpoint = Path(folder).expanduser().absolute()
+        check_intact(checkpoint)
+        # After the first update of a run without files it can no longer be told which model it started from.
+        is_known = self._given_model is not None or not self._has_started
+        known = {"model": self._model_as_given()} if is_known else {}
+        arrays, _ = self._record.load(checkpoint, self.checkpoint_arrays(), known)
         self.restore_arrays(arrays)
 
-    def _open_run(self) -> dict[str, Any] | None:
-        """Find the run's folder, and go on from a checkpoint where one is asked for: its notes."""
+    def _model_as_given(self) -> dict[str, Any]:
+        """The digest of the model before any update; first asked for when it still is that model."""
+        if self._given_model is None:
+            self._given_model = model_digest(self.state.model)
+        return self._given_model
+
+    def _open_run(self) -> tuple[list[Update], int] | None:
+        """Find the run's folder, and go on from a checkpoint where one is asked for: its part of a log line."""
         if self.arguments.save_directory is None:
             return None
         identity = self.run_identity()
@@ -196,11 +220,16 @@ class Trainer(TrainerHooks):
         if checkpoint is None:
             return None
         arrays, notes = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
+        try:
+            pending = read_notes(notes["log"])
+        except ValueError as error:
+            raise damaged_notes(checkpoint, str(error)) from error
+        lines = self._record.go_on(checkpoint, notes)
         self.restore_arrays(arrays)
-        self.log_history[:] = self._record.go_on(checkpoint, notes)
+        self.log_history[:] = lines
         place = self._record.place
         logger.warning("going on in %s from update %d of %d.", self.run_folder, place.step, self.total_steps)
-        return notes
+        return pending
 
     def _save(self, log: TrainingLog) -> None:
         with log.pause():
@@ -219,6 +248,8 @@ class Trainer(TrainerHooks):
         try:
             record.save(self.checkpoint_arrays(), log.notes())
             record.checkpoints.wait()
+        except WriteError:
+            logger.error("the state after update %d is lost; the last checkpoint is before it.", record.place.step)
         except Exception:
             # The exception that ended the run is the one to show.
             logger.exception("the state after update %d could not be saved.", record.place.step)
@@ -253,18 +284,23 @@ class Trainer(TrainerHooks):
                 f"this trainer has been started before and has made {int(self.state.step)} updates; make a new one, "
                 "with trainer.model as its model to train on from here."
             )
+        if self.arguments.resume_from_checkpoint is None and int(self.state.step):
+            raise ValueError(
+                f"this trainer holds the state of a checkpoint after {int(self.state.step)} updates: to go on from it, "
+                "set resume_from_checkpoint; to train on from its weights, make a new trainer with trainer.model."
+            )
         self._has_started = True
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
         try:
             with StopSignals() as self._signals:
                 with log.pause():
-                    notes = self._open_run()
+                    pending = self._open_run()
                     self.prepare_run()
                 # The log's own file comes first: a line is in it whatever a listener does.
                 self._callbacks = self._run_callbacks() + self._callbacks
                 self._notify("on_train_begin")
-                if notes is not None:
-                    log.restore(notes["log"])
+                if pending is not None:
+                    log.restore(*pending)
                 self._run(log)
         except SelfCheckError:
             raise
@@ -277,8 +313,8 @@ class Trainer(TrainerHooks):
             self._signals = StopSignals()
             with contextlib.ExitStack() as ends:  # all of them, whatever one of them raises
                 for callback in reversed(self._callbacks):
-                    ends.callback(callback.on_train_end, self)
-                ends.callback(self._record.close)
+                    ends.callback(self._tell, callback, "on_train_end")
+                ends.callback(self._record.close, sys.exc_info()[1])
         last: dict[str, float] = {}
         for line in self.log_history:
             last |= {name: value for name, value in line.items() if name != "step"}
@@ -346,7 +382,7 @@ class Trainer(TrainerHooks):
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
         """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
-        batches = self.dataloaders.train.iterate(self._record.place.data)
+        batches = self._batches_from_here(self.dataloaders.train)
         positions: collections.deque[dict[str, Any]] = collections.deque()
 
         def remember_positions() -> Iterator[Batch]:
@@ -357,6 +393,18 @@ class Trainer(TrainerHooks):
         with contextlib.closing(batches):
             for batch, device_batch in self._on_device(remember_positions()):
                 yield batch, device_batch, positions.popleft()
+
+    def _batches_from_here(self, train: BatchLoader) -> BatchIterator:
+        place = self._record.place
+        if place.data is None:
+            return train.iterate()
+        try:
+            return train.iterate(place.data)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"the data cannot go on from its place after update {place.step}, as {self._record.last_checkpoint} "
+                f"keeps it: {error}"
+            ) from error
 
     def _update(self, batch: Batch, device_batch: DeviceBatch, position: dict[str, Any]) -> tuple[Metrics, jax.Array]:
         """One update: its numbers, and whether it had to be skipped."""
@@ -435,12 +483,14 @@ class Trainer(TrainerHooks):
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(str(folder))
+            from easydel.infra.tokenizer import save_tokenizer  # imports transformers, which a run may do without
+
+            save_tokenizer(self.processing_class, folder)
 
     def _run_callbacks(self) -> list[TrainerCallback]:
         callbacks: list[TrainerCallback] = []
-        if self.run_folder is not None:
-            callbacks.append(JsonLinesTracker(self.run_folder))
+        if self.run_folder is not None and self._record.log is not None:
+            callbacks.append(self._record.log)
             callbacks += [TRACKERS[name](self.run_folder) for name in self.arguments.report_to]
         if self.arguments.progress_bar:
             callbacks.append(ProgressReporter())
@@ -477,5 +527,15 @@ class Trainer(TrainerHooks):
         self._notify("on_log", line)
 
     def _notify(self, event: str, *arguments: Any) -> None:
-        for callback in self._callbacks:
+        for callback in list(self._callbacks):
+            self._tell(callback, event, *arguments)
+
+    def _tell(self, callback: TrainerCallback, event: str, *arguments: Any) -> None:
+        try:
             getattr(callback, event)(self, *arguments)
+        except Exception as error:
+            if not isinstance(callback, Watcher):
+                raise
+            failure = f"{type(error).__name__}: {error}"
+            logger.warning("%s failed (%s) and is off; training goes on.", type(callback).__name__, failure)
+            self._callbacks.remove(callback)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from easydel.infra.name_pattern import check_pattern
 from easydel.trainers.field_checks import check_types, is_default, require
 
 Tracker = Literal["tensorboard"]
@@ -142,8 +143,8 @@ class TrainingArguments:
             "a whole number from 0 to 4294967295",
         )
         self._check_shuffling()
-        is_folder_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\]", self.model_name)
-        require(is_folder_name, "model_name", self.model_name, "the name of a folder in save_directory")
+        is_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", self.model_name)
+        require(is_name, "model_name", self.model_name, "the name of a folder in save_directory")
         self._check_lora()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
@@ -169,7 +170,9 @@ class TrainingArguments:
         self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
         from easydel.trainers.optimizers import check_optimizer_kwargs
+        from easydel.trainers.trackers import check_trackers
 
+        check_trackers(self.report_to)
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
 
     def _check_checkpoints(self) -> None:
@@ -239,9 +242,9 @@ class TrainingArguments:
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
         require(self.lora_seed >= 0, "lora_seed", self.lora_seed, "a whole number of at least 0")
         try:
-            re.compile(self.lora_pattern or "")
-        except re.error as error:
-            raise ValueError(f"lora_pattern={self.lora_pattern!r} is no regular expression: {error}.") from error
+            check_pattern(self.lora_pattern or "")
+        except ValueError as error:
+            raise ValueError(f"lora_pattern: {error}") from error
         if rank is not None:
             return
         for field in dataclasses.fields(self):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import easydel
 from easydel.cli import main
 from easydel.cli.inputs import read_chat_template
+from easydel.infra.state_files import WriteError
 from easydel.infra.tokenizer import load_tokenizer
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
@@ -118,6 +120,20 @@ def test_show_says_why_a_row_would_be_dropped(model_folder, tmp_path, capsys):
     assert "empty completion" in capsys.readouterr().out
 
 
+def test_show_names_the_columns_that_are_not_read(model_folder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a b", "chosen": " c", "rejected": " d", "score": 3, "weight": 1, "\\u001b[31m": 2}\n')
+    assert main(["show", str(rows), "--model", str(model_folder)]) == 0
+    output = capsys.readouterr().out
+    assert 'not read: "score", "\\x1b[31m"' in output and "\x1b" not in output
+
+
+def test_an_error_shows_control_characters_as_escapes(capsys):
+    assert main(["sh\x1b[31mow"]) == 2
+    error = capsys.readouterr().err
+    assert "sh\\x1b[31mow" in error and "\x1b" not in error
+
+
 @pytest.mark.parametrize("row", ["2", "-1"])
 def test_show_refuses_a_row_that_is_not_there(model_folder, train_file, row, capsys):
     assert main(["show", str(train_file), "--model", str(model_folder), "--row", row]) == 2
@@ -201,6 +217,73 @@ def test_a_bug_keeps_its_traceback(stage, model_folder, train_file, tmp_path, mo
     monkeypatch.setattr(*stage, broken)
     with pytest.raises(ValueError, match="shapes do not match"):
         dpo(model_folder, train_file, "--output", str(tmp_path / "out"))
+
+
+def test_a_missing_tracker_package_stops_before_the_weights_and_leaves_nothing(
+    model_folder, train_file, tmp_path, no_weights, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert dpo(model_folder, train_file, "--output", str(tmp_path / "a/b"), "--report-to", "tensorboard") == 2
+    error = capsys.readouterr().err
+    assert 'pip install "easydel-dpo[tensorboard]"' in error and error.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_output_that_cannot_be_made_stops_before_the_weights(model_folder, train_file, tmp_path, no_weights, capsys):
+    (tmp_path / "file").touch()
+    assert dpo(model_folder, train_file, "--output", str(tmp_path / "file" / "run")) == 2
+    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--resume-from-checkpoint", "nowhere"], ["--best-metric", "eval/x", "--evaluation-steps", "1",
+                                                          "--early-stopping-patience", "1"]]
+)  # fmt: skip
+def test_a_run_that_is_refused_leaves_nothing_behind(options, model_folder, train_file, tmp_path, capsys):
+    run = ["--output", str(tmp_path / "runs/first"), "--total-batch-size", "2", "--eval-dataset", str(train_file)]
+    assert dpo(model_folder, train_file, *run, *options) == 2
+    assert "easydel: error: " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_written_is_a_failed_run_and_can_be_written_again(
+    model_folder, train_file, tmp_path, monkeypatch, capsys
+):
+    run = ["--output", str(tmp_path / "out"), "--total-batch-size", "2", "--save-steps", "1"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DPOTrainer, "save_pretrained", full)
+        assert dpo(model_folder, train_file, *run) == 1
+    error = capsys.readouterr().err
+    assert f"could not be written to {tmp_path / 'out'}: No space left on device" in error
+    assert dpo(model_folder, train_file, *run, "--resume-from-checkpoint", "latest") == 0
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_a_failed_run_with_its_model(
+    model_folder, train_file, tmp_path, monkeypatch, capsys
+):
+    def full(*_):
+        raise WriteError("1 (4.0 MB) could not be written: No space left on device (0.0 MB free)")
+
+    monkeypatch.setattr("easydel.trainers.checkpoints.start_saving", full)
+    run = ["--output", str(tmp_path / "out"), "--total-batch-size", "2", "--save-steps", "1"]
+    assert dpo(model_folder, train_file, *run) == 1
+    assert "No space left on device (0.0 MB free). The trained model" in capsys.readouterr().err
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+
+
+def test_a_disk_without_room_for_the_model_is_found_before_training(
+    model_folder, train_file, tmp_path, monkeypatch, capsys
+):
+    usage = SimpleNamespace(free=10)
+    monkeypatch.setattr("easydel.cli.dpo.shutil.disk_usage", lambda _: usage)
+    assert dpo(model_folder, train_file, "--output", str(tmp_path / "runs/out")) == 2
+    assert "has 0.0 MB free, and the trained model alone takes" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_and_version_of_the_program(capsys):

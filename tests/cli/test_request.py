@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from pathlib import Path
 
@@ -182,3 +183,90 @@ def test_a_wrong_file_is_refused(config_file, text, message):
 def test_an_empty_file_changes_nothing_and_a_missing_one_is_refused(config_file, tmp_path):
     assert read_request([*NEEDED, "--config", config_file("# nothing yet")])[1] == DPOConfig()
     assert "cannot be read: No such file" in refusal([*NEEDED, "--config", str(tmp_path / "none.yaml")])
+
+
+DEEP = "tools: " + "[" * 300 + "]" * 300
+LAUGHS = "\n".join(
+    ["x0: &x0 [ha, ha]", *(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12)), "tools: *x11"]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("warmup_ratio: " + "10" * 200, "line 1: warmup_ratio=1010"),
+        ("max_length: " + "1" * 6000, "line 1: a number that cannot be read"),
+        ("ld_alpha: !!timestamp 2001-13-45", "line 1: the tag tag:yaml.org,2002:timestamp is not valid YAML here"),
+        ("beta: 2001-01-31", "line 1: beta='2001-01-31', expected a number."),
+        ("max_length: 12:30:45", "line 1: max_length='12:30:45', expected a whole number or none."),
+        ("beta: .nan", "line 1: beta=nan, expected a number."),
+        ("learning_rate: 1e999", "line 1: learning_rate=inf, expected a number."),
+        ("beta: 0.1\ntools:\n\t- a", "line 3: this is not valid YAML: found character '\\t'"),
+        ("beta: 0.1\n---\nbeta: 0.2", "line 2: this is not valid YAML: but found another document"),
+        ("beta: 0.1\n2024: 1", "line 2: the key 2024 is not text; put it into quotes"),
+        ("eval_dataset: {on: a.jsonl}", "line 1: the key on is not text; put it into quotes"),
+        ("eval_dataset:\n  a: 1.csv\n  a: 2.csv", "line 3: a is given a second time"),
+        ("tools: [{a: {b: 1,\n b: 2}}]", "line 2: b is given a second time"),
+        ("? [a]\n: 1", "line 1: a key is not text"),
+        ("tools: !!binary aGk=", "line 1: the tag tag:yaml.org,2002:binary"),
+        ("tools: !!set {a}", "line 1: the tag tag:yaml.org,2002:set"),
+        ("beta: !!int x", "line 1: a number that cannot be read"),
+        ("tools: &a [*a]", "nested more than 50 levels deep"),
+        ("tools: *nowhere", "line 1: this is not valid YAML: found undefined alias"),
+        (DEEP, "line 1: it is nested more than 50 levels deep"),
+        ("[" * 5000, "it is nested too deeply"),
+        (LAUGHS, "it spells out more than 20000 values, perhaps by aliases"),
+        ("beta: 0.1\0", "this is not valid YAML: unacceptable character #x0000"),
+        ("beta: " + "x" * (1 << 20), "bytes, expected at most 1048576"),
+    ],
+)
+def test_a_hostile_file_is_refused_in_one_short_line(config_file, text, message):
+    shown = refusal([*NEEDED, "--config", config_file(text)])
+    assert message in shown and "\n" not in shown and len(shown) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 1e-6", "learning_rate", 1e-6),
+        ("learning_rate: 1E-6", "learning_rate", 1e-6),
+        ("beta: .5", "beta", 0.5),
+        ("max_length: 01000", "max_length", 1000),
+        ("max_length: 1_000", "max_length", 1000),
+        ("max_length: 0x400", "max_length", 1024),
+        ("max_length: ~", "max_length", None),
+        ("max_prompt_length: null", "max_prompt_length", None),
+        ("packing: off", "packing", False),
+        ("packing: Yes", "packing", True),
+        ("model_name: 2024-01-31", "model_name", "2024-01-31"),
+        ("model_name: 12:30:45", "model_name", "12:30:45"),
+        ("model_name: 'no'", "model_name", "no"),
+        ("tools: [&t {name: a}, *t]", "tools", [{"name": "a"}, {"name": "a"}]),
+        ("extra_optimizer_kwargs: {eps: 1e-8}", "extra_optimizer_kwargs", {"eps": 1e-8}),
+        ("\ufeffbeta: 0.3", "beta", 0.3),
+    ],
+)
+def test_a_value_in_a_file_is_what_it_looks_like(config_file, text, name, value):
+    _, config = read_request([*NEEDED, "--config", config_file(text)])
+    assert getattr(config, name) == value
+
+
+def test_what_is_no_readable_file_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_bytes("beta: 0.1".encode("utf-16"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name, message in (
+        (tmp_path, "is a folder, expected a file"),
+        (tmp_path / "pipe.yaml", "is a pipe or a device, expected a file"),
+        ("/dev/zero", "is a pipe or a device, expected a file"),
+        (tmp_path / "run.yaml", "is UTF-16 text; save it as UTF-8"),
+        ("a\0b", "cannot be read"),
+        ("x" * 5000, "cannot be read"),
+    ):
+        assert message in refusal([*NEEDED, "--config", str(name)])
+
+
+@pytest.mark.parametrize("word", ["{a: " * 400, "[" * 5000, "{a: !!python/name:os.system }", "{a: &x [*x]}"])
+def test_a_hostile_value_on_the_command_line_is_refused(word):
+    for option in ("--tools", "--chat-template-kwargs"):
+        shown = refusal([*NEEDED, option, word])
+        assert f"{option} {word[:40]}" in shown and len(shown) < 200

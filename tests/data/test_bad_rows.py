@@ -46,7 +46,7 @@ BAD_ROWS = [
     (CHAT | {"prompt": [{"from": "human"}]}, "prompt", "missing value", ['"value"']),
     (CHAT | {"prompt": say("narrator", "a")}, "prompt", "unknown role", ["'narrator'", "user, assistant"]),
     (CHAT | {"prompt": [{"from": "me", "value": "a"}]}, "prompt", "unknown role", ["'me'", "human"]),
-    (CHAT | {"prompt": [{"text": "a"}]}, "prompt", "unknown role", ["no role", "'text'"]),
+    (CHAT | {"prompt": [{"text": "a"}]}, "prompt", "unknown role", ["no role", '"text"']),
     (CHAT | {"prompt": say(["user"], "a")}, "prompt", "unknown role", ["['user']"]),
     (TEXT | {"chosen": ""}, "chosen", "empty completion", ["''"]),
     (TEXT | {"rejected": " \n"}, "rejected", "empty completion", []),
@@ -66,7 +66,12 @@ BAD_ROWS = [
     (TEXT | {"rejected": " Hello.</s>"}, "rejected", "chosen equals rejected", ["once tokenised"]),
     (IDS | {"rejected": [12]}, "rejected", "chosen equals rejected", []),
     (TEXT | {"chosen": TEXT["prompt"] + " Hello."}, "chosen", "prompt repeated in completion", []),
-    (CHAT | {"rejected": QUESTION + " Hm."}, "rejected", "prompt repeated in completion", []),
+    (
+        CHAT | {"chosen": QUESTION + " Paris.", "rejected": QUESTION + " Hm."},
+        "chosen",
+        "prompt repeated in completion",
+        [],
+    ),
     (
         {"prompt": list(range(10, 20)), "chosen": list(range(10, 22)), "rejected": [30]},
         "chosen",
@@ -155,7 +160,7 @@ SHOUTS_LAST_TURN = (
             DROPS_TOOLS,
             CHAT | {"chosen": [{"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
             "chosen",
-            "empty completion",
+            "template error",
         ),
     ],
 )

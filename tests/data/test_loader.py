@@ -7,6 +7,8 @@ import time
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from easydel.data.faults import DataError, RowFault
@@ -308,3 +310,32 @@ def test_the_threads_of_a_stream_keep_its_order_and_their_errors_arrive():
         for batch in loader:
             taken += batch["n"].tolist()
     assert taken == [n for n in GOOD if n < 28]
+
+
+@pytest.mark.parametrize("by_number", [True, False])
+def test_an_error_of_a_source_of_ones_own_goes_through_and_names_the_row(by_number):
+    class Broken(Numbers):
+        def _row(self, name, number):
+            if (name, number) == ("1", 3):
+                raise LookupError("the database is gone")
+            return super()._row(name, number)
+
+    source = Broken(15, 5, 20, by_number=by_number)
+    loader = PreferenceLoader(source, transform, collate, batch_size=4, max_dropped_share=0.5)
+    with pytest.raises(LookupError, match="the database is gone") as caught:
+        list(loader)
+    assert "while reading 1, row 3" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("by_number", [True, False])
+def test_rows_that_are_not_utf_8_are_counted_and_the_others_are_trained_on(tmp_path, by_number):
+    texts = pa.array([str(n).encode() if n % 10 else b"caf\xe9" for n in range(1, 41)]).view(pa.string())
+    pa.parquet.write_table(pa.table({"n": range(1, 41), "text": texts}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    loader = PreferenceLoader(
+        source if by_number else source.filter(lambda row: True), transform, collate, batch_size=4,
+        max_dropped_share=0.5,
+    )  # fmt: skip
+    assert rows(loader) == [n for n in range(1, 41) if n % 7 != 3 and n % 10]
+    assert loader.tally.dropped["unreadable row"] == 4
+    assert 'a.parquet, row 9: column "text" holds text that is not UTF-8' in loader.tally.summary()

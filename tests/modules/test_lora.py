@@ -15,6 +15,7 @@ from easydel.infra.lora import adapters, adapters_are_at_start, with_adapters, w
 from easydel.infra.mesh import create_mesh
 from easydel.infra.trainable import split_trainable
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.trainers.training_arguments import TrainingArguments
 from tests.tiny import VOCABULARY, tiny_config
 
 LAYERS = [f"layers.self_attn.{name}_proj" for name in "qkvo"] + [
@@ -72,9 +73,33 @@ def test_the_pattern_chooses_layers_by_path(tiny_model):
 def test_what_makes_no_adapter_is_refused(tiny_model):
     with pytest.raises(ValueError, match="has adapters already; merge_lora"):
         tiny_model.apply_lora_to_layers(2).apply_lora_to_layers(2)
-    for options in ({"rank": 0}, {"rank": 2, "alpha": 0.0}, {"rank": 2, "dropout": 1.0}):
+    nan, inf = math.nan, math.inf
+    for options in (
+        *({"rank": rank} for rank in (0, -1, 2.0, "2", True)),
+        *({"rank": 2, "alpha": alpha} for alpha in (0.0, -1, nan, inf, 1e300)),
+        *({"rank": 2, "dropout": dropout} for dropout in (1.0, -0.1, nan)),
+    ):
         with pytest.raises(ValueError, match="expected at least 1"):
             tiny_model.apply_lora_to_layers(**options)
+
+
+def test_a_rank_above_the_smaller_side_of_a_matrix_is_refused_by_name(tiny_model):
+    with pytest.raises(ValueError) as error:
+        tiny_model.apply_lora_to_layers(17)
+    assert "lora_rank=17 is more than the smaller side" in str(error.value)
+    assert "layers.self_attn.k_proj is 16 x 32" in str(error.value) and "q_proj" not in str(error.value)
+    with pytest.raises(ValueError, match="lora_rank=1099511627776 is more"):
+        tiny_model.apply_lora_to_layers(2**40)
+    assert tiny_model.apply_lora_to_layers(16).has_lora and tiny_model.apply_lora_to_layers(32, pattern="mlp").has_lora
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused(tiny_model):
+    for pattern in ("q_proj(", "[", "*", "a{99999999999}"):
+        for make in (lambda p: tiny_model.apply_lora_to_layers(2, pattern=p), tiny_model.quantize):
+            with pytest.raises(ValueError, match="regular expression"):
+                make(pattern)
+        with pytest.raises(ValueError, match="lora_pattern: .*regular expression"):
+            TrainingArguments(lora_rank=2, lora_pattern=pattern)
 
 
 @pytest.mark.parametrize("bias", [False, True])

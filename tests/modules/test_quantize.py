@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +94,27 @@ def test_quantised_weights_alone_cannot_be_trained(tiny_model):
     with pytest.raises(ValueError, match="quantised to 8 bits, which no optimiser can train"):
         EasyDeLState.create(tiny_model.quantize(), optax.adamw(1e-3))
     assert EasyDeLState.create(tiny_model.quantize()).opt_state is None
+
+
+def test_rows_that_have_no_scale_become_zeros_and_tiny_shapes_work():
+    weight = jnp.array([[0.0, 0.0], [1e-44, -1e-44], [1e-30, 2e-30], [3e38, -3e38]])
+    quantized = QuantizedWeight.of(weight)
+    assert (np.asarray(quantized.scale) > 0).all()
+    np.testing.assert_allclose(quantized.dequantize()[2:], weight[2:], rtol=0.01)
+    assert not np.any(quantized.dequantize()[0]) and np.abs(quantized.dequantize()[1]).max() <= 1e-44
+    np.testing.assert_array_equal(QuantizedWeight.of(jnp.ones((1, 1))).dequantize(), [[1.0]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_quantised(tiny_model, value):
+    up = tiny_model.layers.mlp.up_proj
+    weight = up.weight.at[1, 2, 3].set(value)
+    broken = eqx.tree_at(lambda model: model.layers.mlp.up_proj.weight, tiny_model, weight)
+    with pytest.raises(ValueError, match=r"cannot be quantised: layers\.mlp\.up_proj\.$"):
+        broken.quantize()
+    assert broken.quantize("down_proj").is_quantized
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="pattern='embed' matches none of the layers; there are layers.self_attn"):
+        tiny_model.quantize("embed")

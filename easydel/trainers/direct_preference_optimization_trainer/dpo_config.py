@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import LOSS_OPTIONS, SORTING_LOSSES
+from easydel.trainers.direct_preference_optimization_trainer.loss_options import (
+    LOSS_OPTIONS,
+    LOSSES_WITHOUT_REFERENCE,
+    SORTING_LOSSES,
+)
 from easydel.trainers.field_checks import is_default, require
 from easydel.trainers.training_arguments import TrainingArguments
 
@@ -144,6 +148,30 @@ class DPOConfig(TrainingArguments):
         """The objectives, also where there is only one."""
         return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether an objective compares the policy with a reference; without one there are no rewards either."""
+        return not LOSSES_WITHOUT_REFERENCE.issuperset(self.loss_types)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether there is a reference model to score with."""
+        return self.reads_reference and not self.reference_free
+
+    def check_reference(self, given: str, fix: str = "leave it out") -> None:
+        """Refuse what was given as the reference, such as "reference_model has", where it would have no effect.
+
+        Raises:
+          ValueError: no reference is kept.
+        """
+        if not self.reads_reference:
+            raise ValueError(
+                f"{given} no effect with loss_type={self.loss_type!r}, which compares the policy with no reference; "
+                f"{fix}, or add an objective that does, such as sigmoid."
+            )
+        if self.reference_free:
+            raise ValueError(f"{given} no effect with reference_free=True; {fix}, or set reference_free=False.")
+
     def _check_objective(self) -> None:
         """Ranges of the objective's options, and that each of them has an effect."""
         require(bool(self.loss_types), "loss_type", self.loss_type, "at least one objective")
@@ -154,6 +182,9 @@ class DPOConfig(TrainingArguments):
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_types)} objectives; "
                 "give one weight for each name in loss_type."
             )
+        for name, weight in zip(self.loss_types, self.loss_weights or ()):
+            expected = f"a number above 0 for {name}; an objective without weight is left out of loss_type"
+            require(weight > 0, "loss_weights", self.loss_weights, expected)
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
         require(self.discopop_tau > 0, "discopop_tau", self.discopop_tau, "a number above 0")
         require(
@@ -195,7 +226,19 @@ class DPOConfig(TrainingArguments):
                 raise ValueError(
                     f"use_weighting=True weighs pairs, but {', '.join(sorted(sorting))} compares sorted values."
                 )
-        if set(self.loss_types) == {"sft"}:
-            for option in ("beta", "ld_alpha", "reference_free", "precompute_ref_log_probs", "use_weighting"):
-                if not is_default(self, option):
-                    raise ValueError(f"{option}={getattr(self, option)!r} has no effect with loss_type='sft' alone.")
+        if not self.reads_reference:
+            self._check_without_reference()
+
+    def _check_without_reference(self) -> None:
+        options = ("beta", "ld_alpha", "reference_free", "precompute_ref_log_probs", "sync_ref_model", "use_weighting")
+        for option in options:
+            if not is_default(self, option):
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r} has no effect with loss_type={self.loss_type!r} alone, which "
+                    "compares the policy with no reference; leave it out."
+                )
+        if self.best_metric is not None and "/rewards/" in self.best_metric:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} is not there with loss_type={self.loss_type!r}: rewards need a "
+                'reference. Choose another, for example "eval/loss".'
+            )

@@ -6,6 +6,7 @@ import datetime
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
@@ -14,14 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.chat_renderer import shows_time
-from easydel.data.collate import Collator, ColumnCollator, RowCollator
-from easydel.data.faults import FaultTally
+from easydel.data.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
+from easydel.data.columns import unread_columns
+from easydel.data.faults import FaultTally, listed
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows, readable_rows
 from easydel.data.packing import Batch, PackingLayout
 from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.sources import ShardedDataSource
-from easydel.data.template_options import refuse_inert_template_options
+from easydel.data.template_options import ROWS, refuse_inert_template_options
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import data_parallel_size, put_batch
@@ -32,6 +34,7 @@ from easydel.trainers.direct_preference_optimization_trainer.dpo_config import D
 from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     padding_value_of,
     refuse_layout_options,
+    refuse_log_probs_without_effect,
     tokenizer_of,
     warn_of_length,
 )
@@ -46,7 +49,7 @@ from easydel.trainers.direct_preference_optimization_trainer.self_check import c
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.direct_preference_optimization_trainer.template_time import TEMPLATE_TIME, time_of_run
-from easydel.trainers.trainer import Trainer
+from easydel.trainers.trainer import Trainer, model_of
 from easydel.trainers.trainer_protocol import (
     BatchLoader,
     BatchStatistics,
@@ -82,8 +85,8 @@ class DPOTrainer(Trainer):
 
     Attributes:
       processing_class: as given.
-      reference_state: the frozen reference; None when the run is reference-free, when the reference is the policy with
-        adapters off, and when its log-probs were precomputed.
+      reference_state: the frozen reference; None when the run is reference-free or its objective needs none, when the
+        reference is the policy with adapters off, and when its log-probs were precomputed.
       padding_value: token id that fills rows.
 
     Raises:
@@ -122,18 +125,24 @@ class DPOTrainer(Trainer):
             raise ValueError("processing_class is None; pass the model's tokenizer.")
         if data_collator is not None:
             refuse_layout_options(arguments)
+        if reference_model is not None:
+            arguments.check_reference("reference_model has")
+            model_of(reference_model, "reference_model")
+        policy = model_of(model)
+        self._vocab_size = policy.config.vocab_size
         self._tokenizer = tokenizer_of(processing_class)
-        self.padding_value = padding_value_of(arguments, self._tokenizer)
+        self.padding_value = padding_value_of(arguments, self._tokenizer, self._vocab_size)
         self.processing_class = processing_class
         self.arguments = arguments
         self.data_collator = data_collator
         self._train_dataset = train_dataset
+        self._unread_columns: set[str] = set()  # named already
         self._eval_dataset = eval_dataset
+        self._has_weightless_batch = False
         self._shows_time = shows_time(self._tokenizer, arguments.chat_template_kwargs)
         self._now = now or datetime.datetime.now()
         if self._shows_time:
             self._now = time_of_run(arguments, self._now)
-        policy = model.model if isinstance(model, EasyDeLState) else model
         super().__init__(arguments, policy, processing_class, callbacks)
         if arguments.sync_ref_model and self.model.is_quantized:
             raise ValueError(
@@ -143,10 +152,8 @@ class DPOTrainer(Trainer):
         warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
             self._callbacks.append(self._sample_answers())
-        if arguments.reference_free and reference_model is not None:
-            raise ValueError("reference_free=True takes no reference_model; leave one of the two out.")
         self._reference = ReferenceScorer(
-            None if arguments.reference_free else reference_for(policy, reference_model, self.mesh, self.model),
+            reference_for(policy, reference_model, self.mesh, self.model) if arguments.keeps_reference else None,
             self.mesh,
             ld_alpha=arguments.ld_alpha,
             count_parts=self._layout.count_parts,
@@ -196,8 +203,15 @@ class DPOTrainer(Trainer):
         source: ShardedDataSource
         source = dataset if isinstance(dataset, ShardedDataSource) else HuggingFaceSource(dataset)
         share, transform = self.arguments.max_dropped_share, self._transform()
-        check_first_rows(source, transform, share)
+        first = check_first_rows(source, transform, share)
+        refuse_ids_outside(first, self._vocab_size)
+        if any(pair.ref_chosen_logps is not None for pair in first):
+            refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
+        unread = unread_columns(islice(readable_rows(source), ROWS))
+        if new := [column for column in unread if column not in self._unread_columns]:
+            self._unread_columns.update(new)
+            logger.warning("columns of the data that are not read: %s.", listed(new))
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
@@ -274,20 +288,25 @@ class DPOTrainer(Trainer):
         """Add the reference's log-probs where the data did not bring them."""
         # The step must not tell hits from misses: each other structure of a batch would be compiled anew.
         prepared = {name: value for name, value in device_batch.items() if name != "pair_keys"}
+        self._report_if_weightless(batch)
         if "ref_chosen_logps" in batch:
-            if self.arguments.sync_ref_model:
-                raise ValueError(
-                    "sync_ref_model=True moves the reference, but the data brings fixed ref_chosen_logps and "
-                    "ref_rejected_logps; drop the columns or set sync_ref_model=False."
-                )
-            if self.arguments.reference_free:
-                raise ValueError(
-                    "reference_free=True counts the reference as 0, but the data brings ref_chosen_logps and "
-                    "ref_rejected_logps; drop the columns or set reference_free=False."
-                )
+            refuse_log_probs_without_effect(self.arguments)
+            return prepared
+        if not self.arguments.reads_reference:
             return prepared
         chosen, rejected = self._reference(state.model, batch, device_batch)
         return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _report_if_weightless(self, batch: Batch) -> None:
+        """Say so, the first time, where no pair of a batch counts: its update changes the weights by decay alone."""
+        if self._has_weightless_batch or batch["pair_weight"][batch["pair_mask"]].any():
+            return
+        self._has_weightless_batch = True
+        logger.warning(
+            'every pair of a batch has weight 0, so its loss and gradient are 0 (%s). Leave rows of "weight" 0 out; '
+            "further batches of this kind are not named.",
+            self.batch_statistics(batch).names,
+        )
 
     def _sample_answers(self) -> SampleAnswers:
         arguments, sets = self.arguments, self.dataloaders.evaluation
@@ -334,7 +353,12 @@ class DPOTrainer(Trainer):
 
         Returns:
           ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
+
+        Raises:
+          ValueError: the objective needs no reference, so there is none.
         """
+        if not self.arguments.reads_reference:
+            raise ValueError(f"there is no reference: loss_type={self.arguments.loss_type!r} needs none.")
         batch = {key: np.asarray(value) for key, value in padded_batch.items()}
         with self._reference.settled(), jax.set_mesh(self.mesh):
             sides = self._reference(state.model, batch, put_batch(batch, self.mesh))
@@ -418,7 +442,7 @@ class DPOTrainer(Trainer):
 
     @functools.cached_property
     def _collator(self) -> Collator:
-        return Collator(self._layout, self.model.config.vocab_size, self.data_collator)
+        return Collator(self._layout, self._vocab_size, self.data_collator)
 
     @functools.cached_property
     def _layout(self) -> PackingLayout:

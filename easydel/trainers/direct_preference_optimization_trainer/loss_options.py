@@ -1,4 +1,4 @@
-"""Which objectives there are and which options each honours: data, read by validation, documentation and tests."""
+"""The objectives with the options and the reference that each needs: data for validation, documentation and tests."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ LOSS_OPTIONS: dict[str, frozenset[str]] = {
     "discopop": _F | {"discopop_tau"},
     "sft": frozenset(),
 }
+
+# They look at the policy alone and read no log-ratio, so a run of only these needs no reference.
+LOSSES_WITHOUT_REFERENCE = frozenset({"sft"})
 
 # They compare sorted values of all pairs of an update, so a part of the update is not enough for them.
 SORTING_LOSSES = frozenset({"aot", "aot_unpaired", "aot_pair"})

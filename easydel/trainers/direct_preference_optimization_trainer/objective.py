@@ -29,6 +29,7 @@ class Objective:
     f_alpha_divergence_coef: float
     discopop_tau: float
     rpo_alpha: float | None
+    reads_reference: bool = True
 
     @classmethod
     def of(cls, config: DPOConfig) -> Objective:
@@ -42,6 +43,7 @@ class Objective:
             f_alpha_divergence_coef=config.f_alpha_divergence_coef,
             discopop_tau=config.discopop_tau,
             rpo_alpha=config.rpo_alpha,
+            reads_reference=config.reads_reference,
         )
 
     def score(self, log_ratio: PerPair) -> PerPair:

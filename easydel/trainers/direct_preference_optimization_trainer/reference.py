@@ -71,7 +71,12 @@ class Reference:
         parent = tempfile.mkdtemp(prefix="easydel-reference-")
         weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
         self._folder = Path(parent) / "weights"
-        save_arrays(self._folder, self.state.model)
+        try:
+            save_arrays(self._folder, self.state.model)
+        except OSError as error:
+            self._folder = None
+            logger.warning("the reference's weights stay in memory: %s.", error)
+            return
         self._skeleton = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state.model
         )

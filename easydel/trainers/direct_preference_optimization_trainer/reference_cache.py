@@ -12,8 +12,9 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
@@ -27,10 +28,12 @@ logger = logging.getLogger("easydel")
 SCORING_VERSION = 3
 # Chosen up to the shorter completion's length and beyond it, the same of rejected, and a checksum.
 VALUE = struct.Struct("<4fI")
+FIND = "SELECT value FROM log_probs WHERE key = ?"
 # Another process may be writing.
 SECONDS_TO_WAIT = 60.0
 
 Parts = tuple[float, ...]
+Got = TypeVar("Got")
 
 
 class ReferenceCacheError(RuntimeError):
@@ -53,7 +56,8 @@ class ReferenceCache:
     """The log-probs of one reference, by the key of the pair (`easydel.data.pair_keys`).
 
     One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
-    returns. Threads and processes may share it: every call opens the file anew, at half a millisecond.
+    returns. Threads and processes may share it: every call opens the file anew, at half a millisecond. Where the disk
+    is full, or the file cannot be reached, one warning says so, and what is scored from then on is kept in memory.
 
     Args:
       digest: of the reference; see `scorer_digest`.
@@ -61,6 +65,9 @@ class ReferenceCache:
 
     def __init__(self, digest: str):
         self._digest = digest.encode()
+        # Packed, by key: what could not be written.
+        self._in_memory: dict[bytes, bytes] = {}
+        self._off: set[str] = set()
         self.path = _folder_for(self) / f"{digest}.sqlite3"
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Parts]:
@@ -69,27 +76,51 @@ class ReferenceCache:
         Raises:
           ReferenceCacheError: the file is damaged or of another kind.
         """
-        found = {}
-        with self._open() as connection:
-            for key in keys:
-                row = connection.execute("SELECT value FROM log_probs WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    found[key] = self._read(key, row[0])
-        return found
+        keys = list(keys)
+
+        def look_up(connection: sqlite3.Connection) -> dict[bytes, bytes]:
+            rows = ((key, connection.execute(FIND, (key,)).fetchone()) for key in keys)
+            return {key: row[0] for key, row in rows if row is not None}
+
+        stored = self._unless_off("reading", look_up) or {}
+        in_memory = {key: self._in_memory[key] for key in keys if key in self._in_memory}
+        return {key: self._read(key, value) for key, value in (stored | in_memory).items()}
 
     def store(self, values: Iterable[tuple[bytes, Parts]]) -> None:
         """Add what is not there yet.
 
         Raises:
-          ReferenceCacheError: the file is damaged, of another kind, or cannot be written.
+          ReferenceCacheError: the file is damaged or of another kind.
         """
         rows = [(key, VALUE.pack(*parts, self._checksum(key, parts))) for key, parts in values]
-        with self._open() as connection, connection:
-            connection.executemany("INSERT OR IGNORE INTO log_probs VALUES (?, ?)", rows)
+
+        def insert(connection: sqlite3.Connection) -> bool:
+            with connection:
+                connection.executemany("INSERT OR IGNORE INTO log_probs VALUES (?, ?)", rows)
+            return True
+
+        if not self._unless_off("writing", insert):
+            for key, value in rows:
+                self._in_memory.setdefault(key, value)
 
     def __len__(self) -> int:
         with self._open() as connection:
             return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
+
+    def _unless_off(self, use: str, action: Callable[[sqlite3.Connection], Got]) -> Got | None:
+        """What `action` gives; None from the first time on that the disk, not the content, kept it from this use."""
+        if use in self._off:
+            return None
+        try:
+            with self._open() as connection:
+                return action(connection)
+        except _Unreachable as error:
+            if not self._off:
+                logger.warning(
+                    "reference log-probs are kept for this run only: %s cannot be used (%s).", self.path, error
+                )
+            self._off.add(use)
+            return None
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -104,7 +135,9 @@ class ReferenceCache:
                     "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
                 )
                 yield connection
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
+            raise _Unreachable(str(error)) from error
+        except sqlite3.Error as error:
             raise self._unusable(str(error)) from error
 
     def _read(self, key: bytes, value: bytes) -> Parts:
@@ -122,6 +155,10 @@ class ReferenceCache:
             f"the cached reference log-probs in {self.path} cannot be used: {reason}. If the file is damaged, remove "
             "it; they are computed again. To keep them elsewhere, set XDG_CACHE_HOME."
         )
+
+
+class _Unreachable(OSError):
+    """The disk is full, the file cannot be written or read, or another process keeps it."""
 
 
 def _make_private(path: Path) -> None:

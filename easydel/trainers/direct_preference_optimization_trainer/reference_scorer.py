@@ -50,7 +50,7 @@ class ReferenceScorer:
     and the devices are busy with the update that needed them.
 
     Args:
-      reference: the model; None is a uniform one, whose log-probs count as 0.
+      reference: the model; None is a uniform one, whose log-probs count as 0, or none at all.
       mesh: where batches lie.
       ld_alpha: weight of the tokens beyond the shorter completion's length.
       count_parts: parts a batch is scored in, by its rows and their length.
@@ -102,10 +102,10 @@ class ReferenceScorer:
         """The weights to score with.
 
         Raises:
-          ValueError: the reference is uniform.
+          ValueError: there is no model.
         """
         if self._reference is None:
-            raise ValueError("reference_free=True keeps no reference, so it has no weights.")
+            raise ValueError("this run keeps no reference, so it has no weights: its options need none.")
         return self._reference.model(policy)
 
     @property
@@ -116,7 +116,7 @@ class ReferenceScorer:
     @state.setter
     def state(self, state: EasyDeLState) -> None:
         if self._reference is None:
-            raise ValueError("reference_free=True keeps no reference, so there is none to replace.")
+            raise ValueError("this run keeps no reference, so there is none to replace: its options need none.")
         self.store_pending()
         self._reference.state, self._cache = state, None
 

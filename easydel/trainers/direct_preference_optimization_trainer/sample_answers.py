@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easydel.data.preference import PreferencePair
-from easydel.trainers.callbacks import TrainerCallback
+from easydel.trainers.callbacks import Watcher
+from easydel.trainers.run_folder import is_log_line
 
 if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.jsonl"
 
 
-class SampleAnswers(TrainerCallback):
+class SampleAnswers(Watcher):
     """Lets the model answer some prompts at every evaluation, greedily.
 
     Each answer is a line of ``samples.jsonl`` in the run folder and an entry of `history`: the ``step``, the ``set``
@@ -38,8 +39,11 @@ class SampleAnswers(TrainerCallback):
         path = None if trainer.run_folder is None else trainer.run_folder / SAMPLES_FILE
         if path is not None and path.exists():
             step = int(trainer.state.step)
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            # Only "\n" ends a line: an answer may hold other characters that count as line ends.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            new = path.with_name(f"{SAMPLES_FILE}.new")
+            new.write_text("".join(f"{line}\n" for line in lines if _is_of(line, step)), encoding="utf-8")
+            new.replace(path)
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         stop = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
@@ -59,3 +63,12 @@ class SampleAnswers(TrainerCallback):
         if trainer.run_folder is not None:
             with (trainer.run_folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _is_of(text: str, last_step: int) -> bool:
+    """Whether a line is an answer up to an update; what a kill cut short is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return is_log_line(line) and line["step"] <= last_step

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+from pathlib import Path
 
-from easydel.trainers.checkpoints import read_notes
-from easydel.trainers.run_folder import find_checkpoint
+from easydel.infra.state_files import DamagedFolder
+from easydel.trainers.checkpoints import newest_checkpoints, read_notes
+from easydel.trainers.run_folder import named_run, newest_run
 from easydel.trainers.training_arguments import TrainingArguments
 
 logger = logging.getLogger("easydel")
@@ -29,12 +31,17 @@ def time_of_run(arguments: TrainingArguments, now: datetime.datetime) -> datetim
 
 
 def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
-    if arguments.save_directory is None or arguments.resume_from_checkpoint is None:
+    directory, resume_from = arguments.save_directory, arguments.resume_from_checkpoint
+    if directory is None or resume_from is None:
         return None
-    # What is wrong with the checkpoint is told when the run goes on from it.
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        where = arguments.resume_from_checkpoint, arguments.save_directory, arguments.model_name
-        checkpoint = find_checkpoint(*where)
-        if checkpoint is not None:
-            return datetime.datetime.fromisoformat(read_notes(checkpoint)["identity"][TEMPLATE_TIME])
+    # What is wrong with a run's folder is told when the run goes on in it.
+    with contextlib.suppress(OSError, ValueError):
+        if resume_from == "latest":
+            run = newest_run(Path(directory).expanduser().absolute(), arguments.model_name)
+        else:
+            run, _ = named_run(resume_from, f"{directory}/{arguments.model_name}")
+        # All checkpoints of a run have the same time, and the newest may be damaged.
+        for checkpoint in [] if run is None else newest_checkpoints(run):
+            with contextlib.suppress(DamagedFolder, KeyError, TypeError, ValueError):
+                return datetime.datetime.fromisoformat(read_notes(checkpoint)["identity"][TEMPLATE_TIME])
     return None

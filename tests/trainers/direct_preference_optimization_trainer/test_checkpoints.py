@@ -468,8 +468,55 @@ def test_damaged_notes_are_named(make):
     file = latest_checkpoint(trainer.run_folder) / "notes" / "metadata"
     for text in ('{"place": ', "{}", "3"):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"the notes of .* are damaged"):
+        with pytest.raises(ValueError, match=r"is damaged \(notes/metadata"):
             make(save_steps=3, resume_from_checkpoint="latest").train()
+
+
+def test_checkpoints_can_be_loaded_one_after_the_other(make, tiny_model):
+    folder = make(save_steps=1).train().run_folder / FOLDER
+    fresh = make()
+    for step in ("2", "1", "3"):
+        fresh.load_checkpoint(folder / step)
+        assert int(fresh.state.step) == int(step)
+    with pytest.raises(ValueError, match="holds the state of a checkpoint after 3 updates"):
+        fresh.train()
+    other = make(model=jax.tree.map(lambda leaf: leaf * 1.0001, tiny_model))
+    with pytest.raises(ValueError, match="model.weights: the checkpoint has"):
+        other.load_checkpoint(folder / "2")
+
+
+def test_a_run_whose_latest_checkpoint_was_damaged_ends_with_the_very_same_numbers(make, caplog):
+    options = {"num_train_epochs": 2, "save_steps": 2}
+    whole = make(**options).train()
+    folder = whole.run_folder / FOLDER / "6"
+    file = max((path for path in (folder / ARRAYS).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (whole.run_folder / "metrics.jsonl").unlink()
+    again = make(resume_from_checkpoint="latest", **options)
+    again_output = again.train()
+    assert "6 is damaged (arrays/" in caplog.text and "update 4 of 6" in caplog.text
+    assert equal(again_output.state, whole.state)
+    assert [line["train/loss"] for line in again_output.log_history] == [
+        line["train/loss"] for line in whole.log_history
+    ]
+    assert [line["step"] for line in log_of(again.run_folder)] == [1, 2, 3, 4, 5, 6]
+    assert again_output.last_checkpoint == folder
+
+
+def test_a_full_disk_ends_no_run_but_for_its_last_checkpoint(make, monkeypatch, caplog):
+    from easydel.trainers import checkpoints
+
+    def full(folder, *_):
+        raise checkpoints.WriteError(f"{folder} could not be written: No space left on device")
+
+    monkeypatch.setattr(checkpoints, "start_saving", full)
+    trainer = make(save_steps=1)
+    with pytest.raises(OSError, match="the last checkpoint, .*/3 could not be written"):
+        trainer.train()
+    assert int(trainer.state.step) == 3 and [line["step"] for line in log_of(trainer.run_folder)] == [1, 2, 3]
+    assert caplog.text.count("Training goes on") >= 3
 
 
 def test_a_trainer_without_data_can_load_a_checkpoint_and_evaluate_it(make, tiny_model, tokenizer, rows):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
+import numpy as np
 import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.faults import DataError
+from easydel.trainers.optimizers import EXTRA_KWARGS, OPTIMIZERS, OWN_FIELDS
 from tests.tiny import make_rows
 
 ROWS = make_rows()
@@ -269,3 +273,66 @@ def test_a_layout_beside_a_collate_function_of_ones_own_is_refused(tiny_model, t
             tokenizer,
             data_collator=lambda pairs: {},
         )
+
+
+HINTS = get_type_hints(DPOConfig)
+NUMBERS = [name for name in FIELDS if {int, float} & {HINTS[name], *get_args(HINTS[name])}]
+# Beyond what float32 or 32 bits hold, of another type, or no number at all.
+NO_NUMBERS = [math.nan, math.inf, -math.inf, 1e39, 1e-60, 10**400, -(10**400), True, "1", "1e-6", [1], (1, 2), b"1"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:12])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_that_the_step_can_hold_is_refused_when_the_config_is_made(name, value):
+    with pytest.raises(ValueError, match=f"^{name}=") as refused:
+        DPOConfig(**{name: value})
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_of_numpy_is_the_number(name):
+    field = next(field for field in dataclasses.fields(DPOConfig) if field.name == name)
+    if field.default is None:
+        pytest.skip("no number by default")
+    config = DPOConfig(**{name: np.asarray(field.default)[()]})
+    assert type(getattr(config, name)) is type(field.default)
+    assert getattr(config, name) == field.default
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0], [1.0, -1.0], [0.0, 0.0], [math.nan, 1.0], [True, 1.0], ["1", 1.0]])
+def test_an_objective_without_weight_is_refused(weights):
+    with pytest.raises(ValueError, match="^loss_weights="):
+        DPOConfig(loss_type=["sigmoid", "sft"], loss_weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kwargs", "words"),
+    [
+        ("adamw", {"b1": 1.0}, "b1=1.0, expected a number from 0 to below 1"),
+        ("adamw", {"b1": math.nan, "eps": 0.0}, "b1=nan, .*; eps=0.0, expected a number above 0"),
+        ("adamw", {"eps": 1e-60}, "eps=1e-60"),
+        ("adamw", {"b2": [0.9]}, r"b2=\[0.9\]"),
+        ("adamw", {"b2": None}, "b2=None"),
+        ("adamw", {"b2": True}, "b2=True"),
+        ("adamw", {"b2": 10**5000}, "b2=a number of 16610 bits"),
+        ("adamw", {"nesterov": 1}, "nesterov=1, expected True or False"),
+        ("adamw", {"eps_root": -1.0}, "eps_root=-1.0"),
+        ("adamw", {"mu_dtype": "int8"}, "mu_dtype='int8', expected 'float32' or 'bfloat16'"),
+        ("adamw", {"mu_dtype": None}, "mu_dtype=None"),
+        ("adamw", {"learning_rate": 1.0}, "learning_rate, which adamw does not take here"),
+        ("adamw", {"momentum": 0.9}, "momentum, which adamw does not take here"),
+        ("adamw", {1: 2}, "a dict with text for every key"),
+        ("lion", {"eps": 1e-8}, "eps, which lion does not take here"),
+        ("adafactor", {"min_dim_size_to_factor": 1.5}, "min_dim_size_to_factor=1.5"),
+        ("adafactor", {"decay_rate": 1.0}, "decay_rate=1.0"),
+        ("adafactor", {"clipping_threshold": 0.0}, "clipping_threshold=0.0, expected None or a number above 0"),
+    ],
+)
+def test_an_argument_of_the_optimiser_is_checked_when_the_config_is_made(optimizer, kwargs, words):
+    with pytest.raises(ValueError, match=f"^extra_optimizer_kwargs.*{words}"):
+        DPOConfig(optimizer=optimizer, extra_optimizer_kwargs=kwargs)
+
+
+def test_every_argument_of_every_optimiser_has_its_check():
+    for make in OPTIMIZERS.values():
+        assert set(inspect.signature(make).parameters) - set(OWN_FIELDS) <= EXTRA_KWARGS.keys()

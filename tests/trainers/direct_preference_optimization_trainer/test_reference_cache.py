@@ -89,6 +89,39 @@ def test_without_a_writable_cache_folder_a_run_keeps_its_own(tmp_path, monkeypat
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "message", ["database or disk is full", "attempt to write a readonly database", "disk I/O error"]
+)
+def test_a_cache_that_cannot_be_written_is_told_once_and_kept_in_memory(message, monkeypatch, caplog):
+    cache = ReferenceCache("a")
+    cache.store([(key(1), PARTS)])
+
+    class Full(sqlite3.Connection):
+        def executemany(self, *_):
+            raise sqlite3.OperationalError(message)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, factory=Full, **options))
+    for number in (2, 3):
+        cache.store([(key(number), PARTS)])
+    assert cache.find([key(number) for number in range(5)]) == {key(number): AS_STORED for number in (1, 2, 3)}
+    assert caplog.text.count("kept for this run only") == 1 and message in caplog.text
+    assert ReferenceCache("a").find([key(1), key(2)]) == {key(1): AS_STORED}
+
+
+def test_a_cache_that_can_no_longer_be_reached_is_no_end_of_a_run(monkeypatch, caplog):
+    cache = ReferenceCache("a")
+
+    def unreachable(*_, **__):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", unreachable)
+    assert cache.find([key(1)]) == {}
+    cache.store([(key(1), PARTS)])
+    assert cache.find([key(1)]) == {key(1): AS_STORED}
+    assert caplog.text.count("kept for this run only") == 1
+
+
 WRITER = """
 import sys
 from easydel.trainers.direct_preference_optimization_trainer.reference_cache import ReferenceCache

@@ -1,0 +1,63 @@
+"""Names what a file is by its first bytes, where it is not what its name says."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+HEAD_BYTES = 512
+# The longest first: the mark of UTF-16 begins that of UTF-32.
+ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32 text"),
+    (codecs.BOM_UTF32_BE, "UTF-32 text"),
+    (codecs.BOM_UTF16_LE, "UTF-16 text"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text"),
+)
+FORMATS = (
+    (b"\x1f\x8b", "gzip-compressed"),
+    (b"BZh", "bzip2-compressed"),
+    (b"\xfd7zXZ\x00", "xz-compressed"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
+    (b"\x04\x22\x4d\x18", "lz4-compressed"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF file"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"\x89PNG", "a PNG image"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data it stands for"),
+)
+PAGES = (b"<!doctype html", b"<html", b"<?xml")
+
+
+def kind_of_bytes(head: bytes) -> str | None:
+    """What bytes that a file begins with are, such as "gzip-compressed"; None where nothing tells."""
+    for mark, kind in (*ENCODINGS, *FORMATS):
+        if head.startswith(mark):
+            return kind
+    if head.lstrip()[:20].lower().startswith(PAGES):
+        return "a web page"
+    if head[:2] == b"\x80\x04" or head[:2] == b"\x80\x05":
+        return "a Python pickle, which is never opened"
+    return _unmarked_encoding(head)
+
+
+def _unmarked_encoding(head: bytes) -> str | None:
+    """UTF-16 and UTF-32 without a mark, told by where the zero bytes of ASCII characters stand."""
+    quarter = len(head) // 4
+    zeros = [head[start : 4 * quarter : 4].count(0) for start in range(4)]
+    often = [quarter >= 2 and count > 0.7 * quarter for count in zeros]
+    if often in ([False, True, True, True], [True, True, True, False]):
+        return "UTF-32 text"
+    if often in ([False, True, False, True], [True, False, True, False]):
+        return "UTF-16 text"
+    return None
+
+
+def kind_found(path: Path) -> str | None:
+    """What a file is by its first bytes; None where nothing tells."""
+    with path.open("rb") as file:
+        return kind_of_bytes(file.read(HEAD_BYTES))

@@ -1,0 +1,144 @@
+"""Check the JSON files of a tokenizer folder before `transformers` builds anything from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from easydel.infra.checkpoint_files import read_json
+from easydel.infra.problems import listed, plain, shown
+
+# Any one of them is enough for a fast tokenizer; tokenizer_config.json alone is not.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+TOKENIZER_CONFIG, TEMPLATE, TEMPLATE_FOLDER = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+SETTING_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+TEMPLATE_FILES = (TEMPLATE, "chat_template.json")
+# Everything a tokenizer is read from; nothing else is copied beside a model, code least of all.
+TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "sentencepiece.bpe.model", *SETTING_FILES, *TEMPLATE_FILES)
+MOST_BYTES = 1 << 29
+SIDES = ("left", "right")
+MOST_TOKENS = 1 << 31
+
+
+def check_tokenizer_folder(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, or whose settings are of another kind than they should be.
+
+    Raises:
+      FileNotFoundError: the folder holds no tokenizer.
+      ValueError: a file is no JSON object, is too large or no plain file, or a setting is of the wrong kind.
+    """
+    if not any((folder / file).exists() for file in VOCABULARY_FILES):
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer: none of {', '.join(VOCABULARY_FILES)}. Copy the tokenizer files of the "
+            "model it was made from into the folder."
+        )
+    for name in (*TOKENIZER_FILES, "config.json"):
+        file = folder / name
+        if file.exists() and (not file.is_file() or file.stat().st_size > MOST_BYTES):
+            raise ValueError(f"{file} cannot be read: expected a plain file of at most {MOST_BYTES >> 20} MiB.")
+    for name in SETTING_FILES:
+        if (folder / name).exists():
+            settings = read_json(folder / name)
+            problems = added_token_problems(settings) if name == "added_tokens.json" else setting_problems(settings)
+            if problems:
+                raise ValueError(f"{folder / name} cannot be used:\n  {listed(problems)}")
+
+
+def setting_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a ``tokenizer_config.json`` or ``special_tokens_map.json``, one line a setting."""
+    problems = []
+    for name, value in settings.items():
+        is_right, expected = EXPECTED.get(name, (_is_token, TOKEN) if name.endswith("_token") else (None, ""))
+        if value is not None and is_right is not None and not is_right(value):
+            problems.append(f"{plain(name)} is {shown(value)}, expected {expected}")
+    return problems
+
+
+def added_token_problems(tokens: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an ``added_tokens.json``."""
+    return [
+        f"{plain(token)} is {shown(value)}, expected a token id" for token, value in tokens.items() if not _is_id(value)
+    ]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS
+
+
+def _is_token(value: Any) -> bool:
+    content = value.get("content") if isinstance(value, dict) else value
+    return isinstance(content, str) and content != ""
+
+
+def _are_tokens(value: Any) -> bool:
+    """Special tokens in a list or, by a name for each, in an object."""
+    return isinstance(value, (list, dict)) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _are_tokens_by_id(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        name.isdecimal() and len(name) < 12 and _is_id(int(name)) and isinstance(token, dict) and _is_token(token)
+        for name, token in value.items()
+    )
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+
+
+def _is_template(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(
+            isinstance(one, dict) and _is_text(one.get("name")) and _is_text(one.get("template")) for one in value
+        )
+    return _is_text(value) or (isinstance(value, dict) and all(map(_is_text, value.values())))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and Path(name).name == name for name in value)
+
+
+Check = tuple[Callable[[Any], bool], str]
+TOKEN = "a token, as text or as an object with its content"
+TOKENS: Check = (_are_tokens, "a list of tokens, none of them empty")
+FLAG: Check = (_is_flag, "true or false")
+TEXT: Check = (_is_text, "text")
+SIDE: Check = (lambda value: value in SIDES, "left or right")
+# Arguments of a tokenizer's class that no file of a model sets: they open other files or replace its parts.
+NEVER: Check = (lambda value: value in ([], {}), "nothing: no file of a model sets this")
+EXPECTED: dict[str, Check] = {
+    "add_bos_token": FLAG,
+    "add_eos_token": FLAG,
+    "add_prefix_space": FLAG,
+    "clean_up_tokenization_spaces": FLAG,
+    "split_special_tokens": FLAG,
+    "tokenizer_class": TEXT,
+    "padding_side": SIDE,
+    "truncation_side": SIDE,
+    "model_max_length": (_is_length, "a number above 0"),
+    "additional_special_tokens": TOKENS,
+    "extra_special_tokens": TOKENS,
+    "model_specific_special_tokens": TOKENS,
+    "added_tokens_decoder": (_are_tokens_by_id, "tokens with their content, by token id"),
+    "chat_template": (_is_template, "a template, or a list of templates with their names"),
+    "auto_map": (lambda value: isinstance(value, (list, dict)), "a list or an object"),
+    "fast_tokenizer_files": (_are_names, "names of files of the folder"),
+    "model_input_names": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of names"),
+    "gguf_file": NEVER,
+    "init_inputs": NEVER,
+    "tokenizer_object": NEVER,
+}
