@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +26,10 @@ from easydel.data.sources import ShardedDataSource
 from easydel.data.template_process import TemplateFailure, TemplateProcess, shared_process
 from easydel.data.template_worker import TEMPLATE_CHARACTERS
 
+from .conftest import _make_tokenizer
 from .test_template_rendering import CHATML, say, special_tokens
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime.datetime(2025, 3, 1)
 MESSAGES = [say("user", "Name a sea.")]
 ROW = {"prompt": MESSAGES, "chosen": [say("assistant", "The North Sea.")], "rejected": [say("assistant", "No.")]}
@@ -274,30 +277,39 @@ def render_elsewhere(transform: PreferenceTransform) -> list[int]:
     return pair.prompt_ids.tolist()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_transform_works_in_processes_of_its_own(chatml, method):
-    transform = PreferenceTransform(chatml, now=NOW)
+def check_other_processes(method: str) -> None:
+    transform = PreferenceTransform(_make_tokenizer("chatml"), now=NOW)
     expected = render_elsewhere(transform)
     pid = child_of(shared_process())
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.map(render_elsewhere, [transform] * 4) == [expected] * 4
     assert render_elsewhere(transform) == expected and child_of(shared_process()) == pid
-    assert pickle.loads(pickle.dumps(transform)).now == NOW
 
 
-def test_a_fork_that_only_ends_leaves_the_process_alone(chatml):
-    transform = PreferenceTransform(chatml)
+def check_fork_that_only_ends() -> None:
+    transform = PreferenceTransform(_make_tokenizer("chatml"))
     render_elsewhere(transform)
     pid = child_of(shared_process())
-    fork = os.fork()
-    if fork == 0:
-        try:
-            del transform
-            gc.collect()
-        finally:
-            os._exit(0)
-    os.waitpid(fork, 0)
+    if os.fork() == 0:
+        sys.exit()  # with all that is done at an exit
+    os.wait()
     assert child_of(shared_process()) == pid
+
+
+@pytest.mark.parametrize(
+    "check", ["check_other_processes('fork')", "check_other_processes('spawn')", "check_fork_that_only_ends()"]
+)
+def test_a_transform_works_in_other_processes_and_leaves_this_one_alone(check):
+    # Forks of the tests' own process, with its threads, could hang.
+    code = f"if __name__ == '__main__':\n  from {__name__} import *\n  {check}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_transform_keeps_its_time_when_it_is_copied(chatml):
+    assert pickle.loads(pickle.dumps(PreferenceTransform(chatml, now=NOW))).now == NOW
 
 
 def test_the_process_dies_with_the_one_that_made_it_however_that_dies():

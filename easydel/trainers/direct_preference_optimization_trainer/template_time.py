@@ -7,6 +7,7 @@ import datetime
 import logging
 from pathlib import Path
 
+from easydel.infra.state_files import DamagedFolder
 from easydel.trainers.checkpoints import newest_checkpoints, read_notes
 from easydel.trainers.run_folder import named_run, newest_run
 from easydel.trainers.training_arguments import TrainingArguments
@@ -30,25 +31,17 @@ def time_of_run(arguments: TrainingArguments, now: datetime.datetime) -> datetim
 
 
 def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
-    for checkpoint in _checkpoints(arguments):
-        # A damaged one is told when the run goes on from it, and an older one of the same run has the same time.
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            return datetime.datetime.fromisoformat(read_notes(checkpoint)["identity"][TEMPLATE_TIME])
-    return None
-
-
-def _checkpoints(arguments: TrainingArguments) -> list[Path]:
-    """Those that the run may go on from, the first that is intact; none where it cannot or does not."""
-    resume, directory = arguments.resume_from_checkpoint, arguments.save_directory
-    if directory is None or resume is None:
-        return []
-    # What is wrong with the folder is told when the run goes on from it.
+    directory, resume_from = arguments.save_directory, arguments.resume_from_checkpoint
+    if directory is None or resume_from is None:
+        return None
+    # What is wrong with a run's folder is told when the run goes on in it.
     with contextlib.suppress(OSError, ValueError):
-        checkpoint: Path | None = None
-        if resume == "latest":
+        if resume_from == "latest":
             run = newest_run(Path(directory).expanduser().absolute(), arguments.model_name)
         else:
-            run, checkpoint = named_run(resume, f"{directory}/{arguments.model_name}")
-        if run is not None:
-            return newest_checkpoints(run) if checkpoint is None else [checkpoint]
-    return []
+            run, _ = named_run(resume_from, f"{directory}/{arguments.model_name}")
+        # All checkpoints of a run have the same time, and the newest may be damaged.
+        for checkpoint in [] if run is None else newest_checkpoints(run):
+            with contextlib.suppress(DamagedFolder, KeyError, TypeError, ValueError):
+                return datetime.datetime.fromisoformat(read_notes(checkpoint)["identity"][TEMPLATE_TIME])
+    return None

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.trainers.checkpoints import FOLDER, read_notes
+from easydel.trainers.checkpoints import FOLDER, NOTES, read_notes
 from easydel.trainers.run_identity import as_json, refuse_other_run
 from tests.tiny import CHATML
 
@@ -89,8 +89,13 @@ def test_no_day_is_kept_with_a_run_whose_template_shows_none(make):
 def test_what_is_wrong_with_a_checkpoint_is_told_by_train(make):
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
         make(SATURDAY, resume_from_checkpoint="nowhere").train()
+
+
+@pytest.mark.parametrize("resume_from", ["latest", "run"])
+def test_the_day_is_known_where_the_latest_checkpoint_is_damaged(make, tokenizer, resume_from):
     output = make(SATURDAY).train()
-    notes = next((output.last_checkpoint).glob("*/metadata"))
-    notes.write_text("[]")
-    with pytest.raises(ValueError, match="damaged"):
-        make(SUNDAY, resume_from_checkpoint=str(output.last_checkpoint)).train()
+    (output.last_checkpoint / NOTES).write_text("[]")
+    where = "latest" if resume_from == "latest" else str(output.run_folder)
+    resumed = make(SUNDAY, resume_from_checkpoint=where)
+    assert "01 03 2025" in first_prompt(resumed, tokenizer)
+    assert losses(resumed.train()) == losses(output)
