@@ -120,7 +120,7 @@ class TrainingLog:
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
     def restore(self, updates: Iterable[Update], nonfinite_in_a_row: int) -> None:
-        """Go on from what `read_notes` found."""
+        """Go on from what `read_log_notes` found."""
         self._nonfinite_in_a_row = nonfinite_in_a_row
         for update in updates:
             self._append(update)
@@ -149,7 +149,7 @@ class TrainingLog:
             raise error
 
 
-def read_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
+def read_log_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
     """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.notes`.
 
     Raises:

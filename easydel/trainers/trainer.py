@@ -29,7 +29,7 @@ from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks import LogLine, TrainerCallback, Watcher
 from easydel.trainers.checkpoints import check_intact, damaged_notes
 from easydel.trainers.compiled_step import CompiledTrainingStep
-from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_notes
+from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log_notes
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.progress import ProgressReporter
@@ -221,7 +221,7 @@ class Trainer(TrainerHooks):
             return None
         arrays, notes = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
         try:
-            pending = read_notes(notes["log"])
+            pending = read_log_notes(notes["log"])
         except ValueError as error:
             raise damaged_notes(checkpoint, str(error)) from error
         lines = self._record.go_on(checkpoint, notes)

@@ -18,7 +18,7 @@ import pytest
 from easydel.infra.state_files import MANIFEST, DamagedFolder, WriteError, damage_of
 from easydel.trainers import checkpoints, run_folder
 from easydel.trainers.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
-from easydel.trainers.log_window import read_notes as read_log_notes
+from easydel.trainers.log_window import read_log_notes
 from easydel.trainers.run_record import RunRecord
 from easydel.trainers.trackers import LINES_IN_CHECKPOINT, JsonLinesTracker, restored_log
 from easydel.trainers.training_arguments import TrainingArguments
