@@ -12,7 +12,7 @@ import numpy as np
 from .context import CONTEXT_COLUMNS, MEDIA_COLUMNS
 from .faults import BadRow, describe, listed
 from .messages import is_list
-from .nested import read_json, without_nulls
+from .nested import read_json_text, without_nulls
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 ID_FIELDS = tuple(f"{field}_ids" for field in PAIR_FIELDS)
@@ -78,7 +78,7 @@ def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ids_from_text(text: str, field: str) -> list[Any]:
-    ids = read_json(text, field, f'"{field}_ids"')
+    ids = read_json_text(text, field, f'"{field}_ids"')
     if not isinstance(ids, list):
         raise BadRow(field, "wrong type", f'"{field}_ids" is {describe(text)}, expected a list of token ids.')
     return ids
@@ -210,14 +210,14 @@ def _named_tool(tool: Any, where: str) -> dict[str, Any]:
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
     if isinstance(tool, str):
-        tool = read_json(tool, "tools", where)
+        tool = read_json_text(tool, "tools", where)
     if not isinstance(tool, Mapping):
         raise BadRow("tools", "wrong type", f"{where} is {describe(tool)}, expected a mapping or its JSON text.")
     tool = dict(tool)
     if isinstance(tool.get("function"), Mapping | str):
         tool["function"] = _tool(tool["function"], f'"function" of {where}')
     if isinstance(tool.get("parameters"), str):
-        parameters = read_json(tool["parameters"], "tools", f'"parameters" of {where}')
+        parameters = read_json_text(tool["parameters"], "tools", f'"parameters" of {where}')
         if not isinstance(parameters, Mapping):
             raise BadRow(
                 "tools", "wrong type", f'"parameters" of {where} is {describe(parameters)}, expected a mapping.'
@@ -230,7 +230,7 @@ def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:
     """A column's list or mapping, read from JSON where it is text; None where the row has none."""
     value = row.get(field)
     if isinstance(value, str):
-        value = read_json(value, field, f'"{field}"') if value.strip() else None
+        value = read_json_text(value, field, f'"{field}"') if value.strip() else None
     else:
         value = without_nulls(value, field, f'"{field}"')
     if value is not None and not isinstance(value, expected):

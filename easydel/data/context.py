@@ -8,7 +8,7 @@ from typing import Any
 
 from .faults import BadRow, describe
 from .messages import MEDIA, SYSTEM_ROLES, Message, is_list, is_message_list, normalise_messages, what_is_said
-from .nested import is_given, read_json, without_nulls
+from .nested import is_given, read_json_text, without_nulls
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = (*SYSTEM_COLUMNS, "history", "documents")
@@ -113,7 +113,7 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     if not is_given(value):
         return []
     if isinstance(value, str):
-        value = read_json(value, "history", '"history"')
+        value = read_json_text(value, "history", '"history"')
     if is_message_list(value):
         return normalise_messages(value, "history")
     if not is_list(value) or not all(
@@ -133,7 +133,7 @@ def _documents(row: Mapping[str, Any]) -> list[Any] | None:
     if not is_given(value):
         return None
     documents = (
-        read_json(value, "documents", '"documents"')
+        read_json_text(value, "documents", '"documents"')
         if isinstance(value, str)
         else without_nulls(value, "documents", '"documents"')
     )

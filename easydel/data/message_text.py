@@ -8,7 +8,7 @@ from typing import Any
 
 from .faults import BadRow, describe
 from .messages import OPENAI_ROLES, SHAREGPT_ROLES, is_message_list, role_of
-from .nested import read_json
+from .nested import read_json_text
 
 _NAMES = "|".join({*OPENAI_ROLES, *SHAREGPT_ROLES})
 _OPENING = re.compile(r"""\s*["']?\s*(?:(?:np\.)?array\(\s*)?\[?\s*\{""")
@@ -31,7 +31,7 @@ def read_message_text(text: str, field: str) -> Sequence[Mapping[str, Any]] | No
     looks_like_messages = role is not None and (role["known"] is not None or _CONTENT.search(text[:_HEAD]) is not None)
     if text.lstrip()[0] == "[" and (looks_like_messages or "role" in text or "value" in text):
         try:
-            value = read_json(text, field, f'"{field}"')
+            value = read_json_text(text, field, f'"{field}"')
         except BadRow:
             if not looks_like_messages:
                 return None

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 
 from .faults import BadRow, describe, listed
-from .nested import is_given, read_json, without_nulls
+from .nested import is_given, read_json_text, without_nulls
 
 Message: TypeAlias = dict[str, Any]
 
@@ -152,7 +152,7 @@ def _normalise_others(kept: Message, field: str, where: str, nulls_are_own: bool
 
 def _tool_calls(calls: object, field: str, where: str) -> list[Message]:
     if isinstance(calls, str):
-        calls = read_json(calls, field, f'"tool_calls" of {where}') if is_given(calls) else []
+        calls = read_json_text(calls, field, f'"tool_calls" of {where}') if is_given(calls) else []
     if calls is None:
         return []
     if not is_list(calls):
@@ -163,12 +163,12 @@ def _tool_calls(calls: object, field: str, where: str) -> list[Message]:
 def _call(call: object, field: str, where: str) -> Message:
     """A call with its arguments as a mapping, in the shape it came in: with "function" or without."""
     if isinstance(call, str):
-        call = read_json(call, field, where)
+        call = read_json_text(call, field, where)
     if not isinstance(call, Mapping):
         raise BadRow(field, "wrong type", f'{where} is {describe(call)}, expected a mapping with "function".')
     function = call.get("function")
     if isinstance(function, str) and function.lstrip().startswith("{"):
-        function = read_json(function, field, f'"function" of {where}')
+        function = read_json_text(function, field, f'"function" of {where}')
     if isinstance(function, Mapping):
         return {"type": "function", **call, "function": _function(function, field, where)}
     return _function(call, field, where)
@@ -188,7 +188,7 @@ def _function(function: Mapping[str, Any], field: str, where: str) -> Message:
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         arguments = {}
     elif isinstance(arguments, str):
-        arguments = read_json(arguments, field, f'"arguments" of {where}')
+        arguments = read_json_text(arguments, field, f'"arguments" of {where}')
     if not isinstance(arguments, Mapping):
         raise BadRow(
             field,
@@ -202,7 +202,7 @@ def _calls_in_text(text: str, field: str, where: str) -> list[Message]:
     """ShareGPT's `{"name": ..., "arguments": ...}`, or a list of these, as tool calls; none where it is other words."""
     if text.lstrip()[:1] not in ("{", "["):
         return []
-    value = read_json(text, field, where)
+    value = read_json_text(text, field, where)
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
         return []

@@ -19,7 +19,7 @@ MAX_BITS = 10_000
 _JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def read_json(text: str, field: str, where: str) -> Any:
+def read_json_text(text: str, field: str, where: str) -> Any:
     """The value of a JSON text; its nulls are its own and stay.
 
     Raises:
