@@ -60,7 +60,7 @@ def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     from rich.text import Text
 
     from easydel.data.columns import unread_columns
-    from easydel.data.faults import RowFault, listed
+    from easydel.data.faults import RowFault, in_quotes
     from easydel.data.preference import PreferenceTransform
     from easydel.data.show import render_fault, render_pair
 
@@ -78,7 +78,7 @@ def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     pair = transform(found, row)
     unread = unread_columns([found])
     if unread:
-        Console().print(Text(f"columns that are not read: {listed(unread)}"))
+        Console().print(Text(f"columns that are not read: {in_quotes(unread)}"))
     if isinstance(pair, RowFault):
         Console().print(render_fault(pair, source.locate(row)))
         return ROW_IS_BAD

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .context import CONTEXT_COLUMNS, MEDIA_COLUMNS
-from .faults import BadRow, describe, listed
+from .faults import BadRow, describe, in_quotes
 from .messages import is_list
 from .nested import read_json_text, without_nulls
 
@@ -97,13 +97,13 @@ def missing_prompt(row: Mapping[str, Any], units: str) -> NoReturn:
 
 
 def _missing_column(field: str, row: Mapping[str, Any], also: str = "") -> BadRow:
-    columns = listed(row) or "none"
+    columns = in_quotes(row) or "none"
     yours = _suggestion(field, row) or "yours"
     return BadRow(
         field,
         "missing column",
         f'there is no column "{field}"{also}. The row has {columns}; expected "prompt", "chosen" and "rejected". '
-        f'If it goes by another name, rename it: source.rename_fields({{{listed([yours])}: "{field}"}}).',
+        f'If it goes by another name, rename it: source.rename_fields({{{in_quotes([yours])}: "{field}"}}).',
         structural=True,
     )
 

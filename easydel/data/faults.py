@@ -105,7 +105,7 @@ def describe(value: object) -> str:
     return visible(f"{type(value).__name__} {_shortened.repr(value)}")
 
 
-def listed(names: Iterable[object]) -> str:
+def in_quotes(names: Iterable[object]) -> str:
     """Names in quotes, the first few of them, each shortened."""
     quoted = [f'"{name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"}"' for name in map(str, names)]
     more = len(quoted) - LISTED_NAMES

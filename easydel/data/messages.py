@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
-from .faults import BadRow, describe, listed
+from .faults import BadRow, describe, in_quotes
 from .nested import is_given, read_json_text, without_nulls
 
 Message: TypeAlias = dict[str, Any]
@@ -113,7 +113,7 @@ def _normalise(message: Mapping[str, Any], field: str, number: int, nulls_are_ow
         raise BadRow(
             field,
             "unknown role",
-            f'{where} has no role: its keys are {listed(sorted(map(str, message)))}, expected "role" and "content" '
+            f'{where} has no role: its keys are {in_quotes(sorted(map(str, message)))}, expected "role" and "content" '
             'or "from" and "value".',
         )
     speaker = kept["role"]
@@ -245,7 +245,7 @@ def _part_text(part: object, field: str, where: str) -> str:
             return part["text"]
         kind = f'a part with "{other}"'
     else:
-        kind = f"a part of type {listed([part.get('type')])}" if isinstance(part, Mapping) else describe(part)
+        kind = f"a part of type {in_quotes([part.get('type')])}" if isinstance(part, Mapping) else describe(part)
     raise BadRow(
         field,
         "wrong type",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from .faults import BadRow, listed
+from .faults import BadRow, in_quotes
 from .messages import REASONING_KEYS, Message, read_call
 
 END_OF_THINKING, THINKING = "</think>", "<think>"
@@ -71,7 +71,7 @@ def parts_of(message: Message, field: str, number: int, *, scored: bool) -> list
     found.append(("text", f"the text of {where}", content))
     for call in message.get("tool_calls", ()):
         name, arguments = read_call(call)
-        called = f"{listed([name])} of {where}"
+        called = f"{in_quotes([name])} of {where}"
         found.append(("tool call", f"the call of {called}", name))
         found += [("tool call", f"an argument of {called}", leaf) for leaf in islice(_leaves(arguments), MOST_LEAVES)]
     return [Part(*part, field) for part in found if part[-1].strip()]
@@ -83,7 +83,7 @@ def parts_of_context(tools: Sequence[Any], documents: Sequence[Any]) -> list[Par
     for tool in tools:
         name = tool.get("name", tool["function"].get("name") if isinstance(tool.get("function"), Mapping) else None)
         if isinstance(name, str) and name.strip():
-            parts.append(Part("tool", f"the tool {listed([name])}", name, "tools"))
+            parts.append(Part("tool", f"the tool {in_quotes([name])}", name, "tools"))
     for number, document in enumerate(documents):
         texts = [document] if isinstance(document, str) else document.values()
         longest = max((text for text in texts if isinstance(text, str)), key=len, default="")

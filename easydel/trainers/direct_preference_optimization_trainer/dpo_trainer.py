@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from easydel.data.chat_renderer import shows_time
 from easydel.data.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
 from easydel.data.columns import unread_columns
-from easydel.data.faults import FaultTally, listed
+from easydel.data.faults import FaultTally, in_quotes
 from easydel.data.huggingface import HuggingFaceSource
 from easydel.data.loader import PreferenceLoader, check_first_rows, readable_rows
 from easydel.data.packing import Batch, PackingLayout
@@ -211,7 +211,7 @@ class DPOTrainer(Trainer):
         unread = unread_columns(islice(readable_rows(source), ROWS))
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
-            logger.warning("columns of the data that are not read: %s.", listed(new))
+            logger.warning("columns of the data that are not read: %s.", in_quotes(new))
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
