@@ -15,6 +15,7 @@ from .faults import BadRow, describe
 from .messages import Message
 from .template_process import TemplateFailure, TemplateProcess, shared_process
 from .tokenise import Tokenizer
+from .visible import visible
 
 # Messages, and whether the text is to end where the next answer begins.
 Conversation: TypeAlias = tuple[list[Message], bool]
@@ -85,9 +86,9 @@ class ChatRenderer:
             raise _refused(f"chat_template_kwargs[{min(reserved)!r}] is no variable of a template; leave it out")
         variables = {
             **owner.special_tokens_map,
-            **{key: plain(value, f"chat_template_kwargs[{key!r}]") for key, value in kwargs.items()},
+            **{key: in_json_types(value, f"chat_template_kwargs[{key!r}]") for key, value in kwargs.items()},
             "tools": None if tools is None else [_schema(tool, f"tools[{n}]") for n, tool in enumerate(tools)],
-            "documents": plain(kwargs.get("documents"), "documents"),
+            "documents": in_json_types(kwargs.get("documents"), "documents"),
         }
         template = owner.get_chat_template(variables.pop("chat_template", None), tools)
         if not isinstance(template, str):
@@ -99,7 +100,7 @@ class ChatRenderer:
             for number, message in enumerate(messages):
                 if id(message) not in numbers:
                     numbers[id(message)] = len(distinct)
-                    distinct.append(plain(message, f"message {number}", is_lax=True))
+                    distinct.append(in_json_types(message, f"message {number}", is_lax=True))
         request = {
             "now": self.now.isoformat(),
             "variables": variables,
@@ -179,7 +180,7 @@ def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:
     return any("strftime_now" in str(template) for template in templates)
 
 
-def plain(value: Any, where: str, *, is_lax: bool = False) -> Any:
+def in_json_types(value: Any, where: str, *, is_lax: bool = False) -> Any:
     """A value in JSON's types; `is_lax` writes others as their type's name, which templates never read.
 
     Raises:
@@ -191,11 +192,11 @@ def plain(value: Any, where: str, *, is_lax: bool = False) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise _refused(f"{where} has the key {describe(key)}, expected text")
-        return {key: plain(item, f"{where}[{key!r}]", is_lax=is_lax) for key, item in value.items()}
+        return {key: in_json_types(item, f"{where}[{key!r}]", is_lax=is_lax) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{number}]", is_lax=is_lax) for number, item in enumerate(value)]
+        return [in_json_types(item, f"{where}[{number}]", is_lax=is_lax) for number, item in enumerate(value)]
     if isinstance(value, np.ndarray) or (isinstance(value, np.generic) and not isinstance(value, np.void)):
-        return plain(value.tolist(), where, is_lax=is_lax)
+        return in_json_types(value.tolist(), where, is_lax=is_lax)
     if is_lax:
         return f"<{type(value).__name__}>"
     raise _refused(f"{where} is {describe(value)}, expected text, numbers, lists and mappings")
@@ -203,7 +204,7 @@ def plain(value: Any, where: str, *, is_lax: bool = False) -> Any:
 
 def _schema(tool: Any, where: str) -> Any:
     if isinstance(tool, Mapping):
-        return plain(tool, where)
+        return in_json_types(tool, where)
     if callable(tool):
         return _schema_of_function(tool)
     raise _refused(f"{where} is {describe(tool)}, expected a JSON schema or a function")
@@ -229,7 +230,7 @@ def _refused(message: str) -> TemplateFailure:
 
 
 def _fault(messages: list[Message], column: str, failure: TemplateFailure) -> BadRow:
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(failure))
+    said = visible(" ".join(str(failure).split()))  # on one line
     if failure.is_structural:
         message = f"the chat template cannot be used: {said}. Mend it, or set another tokenizer.chat_template."
     else:
