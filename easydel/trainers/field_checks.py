@@ -16,11 +16,11 @@ LARGEST_INT = 2**32 - 1
 def require(condition: bool, field: str, value: Any, expected: str) -> None:
     """Raise the `ValueError` every bad option gets: the field, what was given, what was expected."""
     if not condition:
-        raise ValueError(f"{field}={shown(value)}, expected {expected}.")
+        raise ValueError(f"{field}={as_python(value)}, expected {expected}.")
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it; Python refuses to write out whole numbers of thousands of digits."""
+def as_python(value: Any) -> str:
+    """An option's value as Python writes it, shortened; Python refuses to write out numbers of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)

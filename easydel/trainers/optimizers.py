@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from easydel.infra.mesh import parameter_path
-from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, shown
+from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, as_python
 
 if TYPE_CHECKING:
     from easydel.trainers.training_arguments import TrainingArguments
@@ -176,7 +176,7 @@ def check_optimizer_kwargs(optimizer: str, kwargs: Mapping[str, Any]) -> None:
             f"it takes {', '.join(accepted)}."
         )
     bad = [
-        f"{name}={shown(value)}, expected {expected}"
+        f"{name}={as_python(value)}, expected {expected}"
         for name, value in kwargs.items()
         for expected, admits in [EXTRA_KWARGS[name]]
         if not admits(value)
