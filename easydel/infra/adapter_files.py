@@ -15,7 +15,7 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from easydel.infra.checkpoint_files import read_json, replacing_files
+from easydel.infra.checkpoint_files import CONFIG, FLOATS, read_json, replacing_files
 from easydel.infra.layer_linears import Model, layer_linears
 from easydel.infra.linear import Linear, LoraAdapter
 from easydel.infra.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
@@ -53,7 +53,6 @@ OFF: tuple[Any, ...] = (None, False, {}, [], "none")
 # Starts that leave the base's weights as they are; the others (PiSSA, OLoRA, LoftQ, …) replace them.
 HARMLESS_STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva")
 REQUIRED = ("r", "lora_alpha", "target_modules")
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 LONGEST_NAME = 4096
 
 
@@ -144,7 +143,7 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter and no whole model."""
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists()
 
 
 def base_of_adapter(folder: Path) -> str:
@@ -288,8 +287,8 @@ def _read_tensors(
             for name in expected.keys() & present.keys():
                 if shapes[name] != expected[name]:
                     problems.append(f"tensor {name} has shape {short(shapes[name])}, expected {expected[name]}")
-                if dtypes[name] not in FLOAT_DTYPES:
-                    problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOAT_DTYPES)}")
+                if dtypes[name] not in FLOATS:
+                    problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOATS)}")
             if not problems:
                 with np.errstate(over="ignore"):  # looked at below
                     tensors = {name: opened.get_tensor(name).astype(np.float32) for name in expected}

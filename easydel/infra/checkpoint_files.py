@@ -32,7 +32,7 @@ KEPT_FILES = (
 )
 LARGEST_KEPT = 2**20
 LARGEST_JSON = 2**26
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATS = ("F64", "F32", "F16", "BF16")
 # How quantised checkpoints name what they keep beside or in place of a weight.
 QUANTISED_NAMES = {
     ".qweight": "GPTQ or AWQ",
@@ -225,10 +225,11 @@ def read_weight_map(folder: Path) -> dict[str, str]:
         raise ValueError(
             f'{path} has "weight_map": {shown(weight_map)}, expected an object that names the file of every tensor.'
         )
+    plain_name = re.compile(r"[^/\\\0]+\.safetensors")
     problems = [
         f"tensor {plain(name)}: {shown(file)}"
         for name, file in weight_map.items()
-        if not (isinstance(file, str) and re.fullmatch(r"[^/\\\0]+\.safetensors", file) and is_inside(folder / file))
+        if not (isinstance(file, str) and plain_name.fullmatch(file) and is_inside(folder, folder / file))
     ]
     if problems:
         raise ValueError(
@@ -238,16 +239,15 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def is_inside(path: Path) -> bool:
-    """Whether a path, links followed, stays in its folder, or in the blobs of the hub's cache where that is one."""
-    folder = path.parent.resolve()
-    allowed = [folder]
-    if folder.parent.name == "snapshots":
-        allowed.append(folder.parent.parent / "blobs")
+def is_inside(folder: Path, path: Path) -> bool:
+    """A path, links followed, stays in a folder, or in the blobs of the hub's cache where the folder is a snapshot."""
     try:
-        return path.resolve().parent in allowed
+        target, own = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):  # a link to itself, a name that is too long
         return False
+    return target.is_relative_to(own) or (
+        own.parent.name == "snapshots" and target.parent == own.parent.parent / "blobs"
+    )
 
 
 def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
@@ -258,7 +258,7 @@ def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
         if not path.is_file():
             continue
         try:
-            if not is_inside(path):
+            if not is_inside(folder, path):
                 raise ValueError(f"{path} is a link out of the folder")
             if path.stat().st_size > LARGEST_KEPT:
                 raise ValueError(f"{path} has more than {LARGEST_KEPT} bytes")

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from easydel.infra.checkpoint_files import CONFIG, read_json, replacing_files
+from easydel.infra.checkpoint_files import CONFIG, is_inside, read_json, replacing_files
 from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
 from easydel.infra.problems import shown
 from easydel.infra.tokenizer_files import (
@@ -159,7 +159,7 @@ def _copy_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
         return False
     files = [source / name for name in TOKENIZER_FILES if (source / name).exists()]
     files += sorted((source / TEMPLATE_FOLDER).glob("*.jinja"))
-    if not all(_belongs(file, source) for file in files):
+    if not all(file.is_file() and is_inside(source, file) for file in files):  # no links to anything else
         return False
     try:
         original = _load_folder(source, str(source))
@@ -191,13 +191,6 @@ def _source(tokenizer: PreTrainedTokenizerFast) -> Path | None:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         return None
-
-
-def _belongs(file: Path, folder: Path) -> bool:
-    """Whether a file is the folder's own, or the hub cache's for its snapshot, and no link to anything else."""
-    target = file.resolve()
-    own = folder.resolve()
-    return target.is_file() and (target.is_relative_to(own) or target.parent == own.parent.parent / "blobs")
 
 
 def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
