@@ -15,8 +15,9 @@ from pathlib import Path
 
 from .runs import MODES, RUN, UPDATES, Ended, Ground, Result, copied, ended, result, updates_logged
 
-SAME, FELL_BACK, REFUSED, LOST, SKIPPED = "the same", "fell back", "refused", "LOST", "skipped"
-OUTCOMES = (SAME, FELL_BACK, REFUSED, LOST, SKIPPED)
+SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST = "the same", "fell back", "refused", "skipped", "NOISY", "LOST"
+OUTCOMES = (SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST)
+FAULTY = (NOISY, LOST)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FLIP, CUT, GONE = "a flipped bit", "cut in half", "gone"
 DISK_SIZES_KB = (200, 700, 1500)
@@ -94,7 +95,7 @@ def damages(ground: Ground, mode: str, most: int | None, rng: random.Random) -> 
     if most is not None and most < len(cases):
         cases = rng.sample(cases, most)
     for file, how in cases:
-        with copied(original, "damaged") as place:
+        with copied(original, "copy") as place:
             damage(place / file.relative_to(original), how, rng)
             done = ground.resume(place, mode)
             where = f"{mode}: {file.relative_to(original / RUN)}"
@@ -251,8 +252,11 @@ def _must_refuse(fault: str, where: str, done: Ended) -> Trial:
     """The trial of a run that cannot go on here, and should say so shortly."""
     if done.is_refusal:
         return Trial(fault, where, REFUSED, done.message)
-    lines = len(done.said.splitlines())
-    return Trial(fault, where, LOST, f"exit code {done.code} after {lines} lines: {_last_line(done.said)}")
+    lines = done.said.splitlines()
+    foreign = next((line[:200] for line in lines if "easydel" not in line.split(":")[:2]), "")
+    if done.message:
+        return Trial(fault, where, NOISY, f"{len(lines)} lines, among them {foreign!r}, around: {done.message}")
+    return Trial(fault, where, LOST, f"exit code {done.code} after {len(lines)} lines: {_last_line(done.said)}")
 
 
 def _last_line(text: str) -> str:
