@@ -103,7 +103,9 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = _listed(splits, "splits", str)
-        raise DataError(f"{name} holds the splits {listed(names)}; give the folder of one: {name}/SPLIT.")
+        raise DataError(
+            f"{name} holds the splits {listed(names)}; give the folder of one, such as {name}/{names[0]:.40}."
+        )
     state = folder / "state.json"
     if not state.is_file():
         return []
