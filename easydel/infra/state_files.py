@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -199,12 +200,21 @@ class _NotOfOrbax(logging.Filter):
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Orbax tells one failure many times, with tracebacks; we tell it once."""
-    log, quiet = logging.getLogger("absl"), _NotOfOrbax()
+    log, quiet, show = logging.getLogger("absl"), _NotOfOrbax(), sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # Writes that were under way report their end to an event loop that the failure has closed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
     log.addFilter(quiet)
+    sys.unraisablehook = show_others
     try:
         yield
     finally:
         log.removeFilter(quiet)
+        if sys.unraisablehook is show_others:
+            sys.unraisablehook = show
 
 
 @contextlib.contextmanager
