@@ -14,6 +14,8 @@ from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.show import render_fault, render_pair
 from easydel.data.visible import visible
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 QUESTION = "What is the capital of France, and why?"
 LISTED = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
