@@ -86,9 +86,10 @@ def run_dpo(arguments: Sequence[str]) -> int:
       UsageError: before the weights are loaded where options or rows are at fault.
       FailedRun: the run broke off.
     """
+    run, config = read_request(arguments)
+
     from easydel.trainers.run_folder import check_save_directory
 
-    run, config = read_request(arguments)
     with refusing(OSError):
         check_save_directory(str(config.save_directory))
     tokenizer = open_tokenizer(run.model, run.chat_template)

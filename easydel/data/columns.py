@@ -12,7 +12,7 @@ import numpy as np
 from .context import CONTEXT_COLUMNS, MEDIA_COLUMNS
 from .faults import BadRow, describe, in_quotes
 from .messages import is_list
-from .nested import read_json_text, without_nulls
+from .nested import is_given, read_json_text, without_nulls
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 ID_FIELDS = tuple(f"{field}_ids" for field in PAIR_FIELDS)
@@ -231,6 +231,8 @@ def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:
     value = row.get(field)
     if isinstance(value, str):
         value = read_json_text(value, field, f'"{field}"') if value.strip() else None
+    elif isinstance(value, float) and not is_given(value):
+        return None
     else:
         value = without_nulls(value, field, f'"{field}"')
     if value is not None and not isinstance(value, expected):

@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .faults import BadRow, describe
+from .faults import BadRow, describe, in_quotes
 from .messages import MEDIA, SYSTEM_ROLES, Message, is_list, is_message_list, normalise_messages, what_is_said
 from .nested import is_given, read_json_text, without_nulls
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = (*SYSTEM_COLUMNS, "history", "documents")
 MEDIA_COLUMNS = MEDIA
+# What other data sets call these columns; only ever suggested, never read.
+OTHER_NAMES = {
+    "functions": "tools",
+    "chat_history": "history",
+    "conversation_history": "history",
+    "sys_prompt": "system",
+    "system_instruction": "system",
+    "system_msg": "system",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,22 @@ def refuse_media(row: Mapping[str, Any]) -> None:
                 "unused column",
                 f'"{column}" is {describe(row[column])}, but only text can be trained on. Remove these rows, or '
                 "empty the column where the text stands without it.",
+            )
+
+
+def refuse_other_names(row: Mapping[str, Any]) -> None:
+    """Raise `BadRow` for a column of context under another name, which would be lost; letter case counts as one."""
+    for column in row:
+        if not isinstance(column, str) or column in CONTEXT_COLUMNS:
+            continue
+        lower = column.lower()
+        name = lower if lower in CONTEXT_COLUMNS else OTHER_NAMES.get(lower)
+        if name is not None and is_given(row[column]):
+            raise BadRow(
+                column,
+                "unused column",
+                f'"{column}" is {describe(row[column])}, but that is read from "{name}". Rename it: '
+                f'source.rename_fields({{{in_quotes([column])}: "{name}"}}), or remove it.',
             )
 
 

@@ -39,7 +39,13 @@ GOOD = "good"  # counted beside the reasons
 
 
 class DataError(ValueError):
-    """The data cannot be trained on as it is; the message says which rows, why, and what to change."""
+    """The data cannot be trained on as it is; the message says which rows, why, and what to change.
+
+    What a message quotes of the data may hold anything, so control characters are made visible.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(visible(message))
 
 
 class UnreadableRow(DataError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,8 @@ def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) ->
 
 
 def is_given(value: object) -> bool:
-    """Whether a value says anything: not None, blank text, or a list or mapping with nothing in it."""
-    if value is None:
+    """Whether a value says anything: not None, pandas' NaN, blank text, or a list or mapping with nothing in it."""
+    if value is None or (isinstance(value, float) and isnan(value)):
         return False
     if isinstance(value, str):
         return value.strip() not in ("", "null", "[]", "{}")

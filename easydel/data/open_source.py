@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import groupby
@@ -12,7 +13,7 @@ from typing import Any
 import fsspec
 
 from .byte_index import BYTE_ORDER_MARK
-from .faults import DataError, describe
+from .faults import DataError, describe, in_quotes
 from .files import (
     ArrowSource,
     CompressedJsonLinesSource,
@@ -102,8 +103,8 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = _listed(splits, "splits", str)
-        raise ValueError(
-            f"{name} holds the splits {', '.join(names)}; give the folder of one, such as {name}/{names[0]}."
+        raise DataError(
+            f"{name} holds the splits {in_quotes(names)}; give the folder of one, such as {name}/{names[0]:.40}."
         )
     state = folder / "state.json"
     if not state.is_file():
@@ -111,7 +112,7 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
     files = [entry.get("filename") for entry in _listed(state, "_data_files", dict)]
     for file in files:
         # Nothing outside of the folder belongs to the data set.
-        if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file():
+        if not isinstance(file, str) or Path(file).name != file or not os.path.isfile(folder / file):
             raise DataError(f"{state} names {describe(file)}, which is no file beside it. Save the data set again.")
     return [str(folder / file) for file in files]
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int32
 from .chat import Answer, ChatTemplate, Rendering
 from .chat_renderer import ChatRenderer
 from .columns import RowOptions, is_token_ids, missing_prompt, read_options, read_pair_columns, read_token_ids
-from .context import read_context, refuse_context_of_text, refuse_media
+from .context import read_context, refuse_context_of_text, refuse_media, refuse_other_names
 from .faults import BadRow, RowFault, describe, empty_completion
 from .message_text import read_message_text
 from .messages import Message, is_message_list, normalise_messages
@@ -136,6 +136,7 @@ class PreferenceTransform:
 
     def _tokenise(self, row: Mapping[str, Any], options: RowOptions) -> PairTokens:
         refuse_media(row)
+        refuse_other_names(row)
         columns = read_pair_columns(row)
         if any(is_token_ids(value) for value in columns.values()):
             return self._from_token_ids(columns)

@@ -17,7 +17,7 @@ import pyarrow.csv
 from jaxtyping import Int64
 
 from .byte_index import BYTE_ORDER_MARK, CHUNK_BYTES, record_starts
-from .faults import DataError, UnreadableRow, describe
+from .faults import DataError, UnreadableRow, describe, in_quotes
 from .file_kind import kind_found, kind_of_bytes
 from .sources import Row
 from .table_file import TableFile, regular_file
@@ -215,7 +215,7 @@ class CsvFile(_RecordFile):
                 else f"{self.label}, line 1, which names the columns, cannot be read: {error}."
             ) from error
         if len(set(header)) < len(header):
-            raise DataError(f"{self.label} names a column twice in its first line: {', '.join(header)}.")
+            raise DataError(f"{self.label} names a column twice in its first line: {in_quotes(header)}.")
         if len(header) == 1 and (other := next((sign for sign in DELIMITERS if sign in header[0]), None)):
             raise DataError(
                 f"{self.label} names the one column {reprlib.repr(header[0])}; its columns seem to be separated by "

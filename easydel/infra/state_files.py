@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,7 +99,7 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
     size = sum(array.nbytes for array in arrays.values())
 
     def failed(error: Exception) -> WriteError:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         return WriteError(f"{folder} ({size / 1e6:.1f} MB) could not be written: {_reason(error, folder.parent)}")
 
     # To the end, since threads of Orbax log a failure whenever it happens.
@@ -114,20 +116,29 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         checkpointer = ocp.StandardCheckpointer(async_options=options)
         checkpointer.save(to_the_end.enter_context(_plain_path(new)) / ARRAYS, arrays)
     except Exception as error:  # Orbax has no type of its own for a disk that is full
-        to_the_end.close()
-        raise failed(error) from error
-
-    def finish() -> None:
-        try:
-            with to_the_end:
-                checkpointer.close()
-            manifest = json.dumps({"files": _contents(new)}, separators=(",", ":"))
-            (new / MANIFEST).write_text(manifest, encoding="utf-8")
-            new.rename(folder)
-        except Exception as error:
+        with to_the_end:
             raise failed(error) from error
 
+    def finish() -> None:
+        with to_the_end:
+            try:
+                checkpointer.close()
+                manifest = json.dumps({"files": _contents(new)}, separators=(",", ":"))
+                (new / MANIFEST).write_text(manifest, encoding="utf-8")
+                new.rename(folder)
+            except Exception as error:
+                raise failed(error) from error
+
     return finish
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, until writes that were under way when one failed put nothing into it any more."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 def damage_of(folder: Path) -> str | None:
@@ -199,12 +210,21 @@ class _NotOfOrbax(logging.Filter):
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Orbax tells one failure many times, with tracebacks; we tell it once."""
-    log, quiet = logging.getLogger("absl"), _NotOfOrbax()
+    log, quiet, show = logging.getLogger("absl"), _NotOfOrbax(), sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # Writes that were under way report their end to an event loop that the failure has closed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
     log.addFilter(quiet)
+    sys.unraisablehook = show_others
     try:
         yield
     finally:
         log.removeFilter(quiet)
+        if sys.unraisablehook is show_others:
+            sys.unraisablehook = show
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "sentencepiece.bpe.model", *
 MOST_BYTES = 1 << 29
 SIDES = ("left", "right")
 MOST_TOKENS = 1 << 31
+TOKEN_KEYS = frozenset({"__type", "content", "id", "lstrip", "normalized", "rstrip", "single_word", "special"})
 
 
 def check_tokenizer_folder(folder: Path) -> None:
@@ -48,6 +51,26 @@ def check_tokenizer_folder(folder: Path) -> None:
             problems = added_token_problems(settings) if name == "added_tokens.json" else setting_problems(settings)
             if problems:
                 raise ValueError(f"{folder / name} cannot be used:\n  {listed(problems)}")
+    unknown = _added_tokens_keys(folder / "tokenizer.json") - TOKEN_KEYS
+    if unknown:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} cannot be used: an added token has the key {shown(min(unknown))}, expected "
+            f"{', '.join(sorted(TOKEN_KEYS))}."
+        )
+
+
+def _added_tokens_keys(file: Path) -> frozenset[str]:
+    """What is said of added tokens; `tokenizers` prints the keys that it does not know, and reads the rest."""
+    if not file.exists():
+        return frozenset()
+    text = file.read_bytes().decode("utf-8", "replace")
+    # The vocabulary behind it takes a hundred times as long to parse, and is parsed by `tokenizers`.
+    opening = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
+    try:
+        tokens = json.JSONDecoder().raw_decode(text, opening.end())[0] if opening else []
+    except (ValueError, RecursionError):  # reported when the file is read whole
+        return frozenset()
+    return frozenset(key for token in tokens if isinstance(token, dict) for key in token)
 
 
 def setting_problems(settings: Mapping[str, Any]) -> list[str]:
@@ -81,7 +104,8 @@ def _is_id(value: Any) -> bool:
 
 def _is_token(value: Any) -> bool:
     content = value.get("content") if isinstance(value, dict) else value
-    return isinstance(content, str) and content != ""
+    is_known = not isinstance(value, dict) or value.keys() <= TOKEN_KEYS
+    return isinstance(content, str) and content != "" and is_known
 
 
 def _are_tokens(value: Any) -> bool:
@@ -113,7 +137,7 @@ def _are_names(value: Any) -> bool:
 
 
 Check = tuple[Callable[[Any], bool], str]
-TOKEN = "a token, as text or as an object with its content"
+TOKEN = "a token, as text or as an object with its content and the keys of a token"
 TOKENS: Check = (_are_tokens, "a list of tokens, none of them empty")
 FLAG: Check = (_is_flag, "true or false")
 TEXT: Check = (_is_text, "text")
@@ -133,7 +157,7 @@ EXPECTED: dict[str, Check] = {
     "additional_special_tokens": TOKENS,
     "extra_special_tokens": TOKENS,
     "model_specific_special_tokens": TOKENS,
-    "added_tokens_decoder": (_are_tokens_by_id, "tokens with their content, by token id"),
+    "added_tokens_decoder": (_are_tokens_by_id, "tokens with their content and the keys of a token, by token id"),
     "chat_template": (_is_template, "a template, or a list of templates with their names"),
     "auto_map": (lambda value: isinstance(value, (list, dict)), "a list or an object"),
     "fast_tokenizer_files": (_are_names, "names of files of the folder"),

@@ -6,10 +6,9 @@ import dataclasses
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
-# Every step computes in float32, where a larger number is infinite and a smaller one 0.
-LARGEST_FLOAT, SMALLEST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+# Every step computes in float32, where a larger number is infinite and a smaller one 0. NumPy would say so too, but the
+# help and a mistyped option should not have to wait for it.
+LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-126
 LARGEST_INT = 2**32 - 1
 
 
@@ -43,7 +42,7 @@ def check_types(config: Any) -> None:
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, np.generic):
+        if type(value).__module__ == "numpy" and not hasattr(value, "__len__"):
             value = value.item()
             setattr(config, field.name, value)
         require(_admits(hints[field.name], value), field.name, value, _describe(hints[field.name]))

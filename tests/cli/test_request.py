@@ -42,7 +42,8 @@ def test_every_field_is_an_option_with_a_sentence_of_help():
 
 
 def test_the_data_options_are_those_of_the_transform():
-    assert ["tokenizer", *DATA_OPTIONS] == [field.name for field in dataclasses.fields(PreferenceTransform)]
+    # The tokenizer is the model's, and the time is the run's.
+    assert ["tokenizer", *DATA_OPTIONS, "now"] == [field.name for field in dataclasses.fields(PreferenceTransform)]
 
 
 def test_what_is_not_given_keeps_the_default():

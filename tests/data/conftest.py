@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from easydel.data.collate import Collator, RowCollator
 from easydel.data.packing import PackingLayout
 from easydel.data.preference import PreferenceTransform
+from easydel.data.template_process import shared_process
 
 SENTENCES = [
     "What is the capital of France? The capital of France is Paris.",
@@ -165,3 +166,9 @@ def assert_same(batch, other) -> None:
     assert batch.keys() == other.keys()
     for key, value in batch.items():
         np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def one_renderer():
+    """Keep the process that renders chat templates: it would start anew with each transform of a test."""
+    return shared_process()

@@ -6,6 +6,8 @@ import pytest
 from easydel.data.faults import FAULT_REASONS, RowFault
 from easydel.data.preference import PreferenceTransform
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 QUESTION = "What is the capital of France, and why is it the capital?"
 USER = {"role": "user", "content": QUESTION}
 ANSWER = {"role": "assistant", "content": "The answer is Paris."}

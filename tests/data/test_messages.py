@@ -4,6 +4,8 @@ import pytest
 
 from easydel.data.messages import normalise_messages
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 
 @pytest.mark.parametrize(
     ("speaker", "role"),

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from easydel.data.faults import RowFault
 from easydel.data.preference import PreferencePair, PreferenceTransform
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 
 def user(text):
     return {"role": "user", "content": text}
@@ -552,14 +554,15 @@ def test_no_pair_is_longer_than_its_limits(
 
 def test_the_same_pairs_come_from_several_threads(real_rows, make_tokenizer):
     rows = real_rows[:60]
-    expected = [PreferenceTransform(make_tokenizer("llama3"))(row) for row in rows]
+    expected = [*map(PreferenceTransform(make_tokenizer("llama3")), rows)]
     fresh = PreferenceTransform(make_tokenizer("llama3"))
     with ThreadPoolExecutor(4) as threads:
         assert all(map(same, threads.map(fresh, rows), expected))
 
 
 def test_real_rows_are_all_used(real_rows, chatml):
-    results = [PreferenceTransform(chatml)(row, index) for index, row in enumerate(real_rows)]
+    transform = PreferenceTransform(chatml)
+    results = [transform(row, index) for index, row in enumerate(real_rows)]
     assert not [result for result in results if isinstance(result, RowFault)]
     stop = chatml.eos_token_id
     for pair in results:

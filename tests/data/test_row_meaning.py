@@ -14,6 +14,8 @@ from easydel.data.preference import PreferencePair, PreferenceTransform
 from easydel.data.show import render_fault, render_pair
 from easydel.data.visible import visible
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 QUESTION = "What is the capital of France, and why?"
 LISTED = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
@@ -255,6 +257,28 @@ def test_parameters_of_a_tool_as_json_text_are_a_mapping(chatml):
 )
 def test_columns_that_would_be_lost_are_refused(chatml, columns, field):
     assert refusal(chatml, CHAT | columns).field == field
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "name"),
+    [
+        ("functions", [LISTED], "tools"),
+        ("chat_history", [["hi", "hello"]], "history"),
+        ("system_instruction", "Answer in French.", "system"),
+        ("System", "Answer in French.", "system"),
+    ],
+)
+def test_a_column_of_context_under_another_name_is_refused_with_its_own(chatml, column, value, name):
+    fault = refusal(chatml, CHAT | {column: value})
+    assert (fault.field, fault.reason) == (column, "unused column")
+    assert f'rename_fields({{"{column}": "{name}"}})' in fault.message
+    assert texts(chatml, CHAT | {column: None}) == texts(chatml, CHAT)
+
+
+@pytest.mark.parametrize("column", ["images", "system", "history", "documents", "tools", "chat_template_kwargs"])
+def test_the_nan_that_pandas_writes_for_an_absent_value_says_nothing(chatml, column):
+    assert texts(chatml, CHAT | {column: float("nan")}) == texts(chatml, CHAT)
+    assert texts(chatml, CHAT | {column: np.float64("nan")}) == texts(chatml, CHAT)
 
 
 @pytest.mark.parametrize("value", [None, "", [], {}, "[]", [None], {"bytes": None}])

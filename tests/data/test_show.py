@@ -10,6 +10,8 @@ from easydel.data.faults import RowFault
 from easydel.data.preference import PreferenceTransform
 from easydel.data.show import render_fault, render_pair
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 ROW = {
     "prompt": [{"role": "user", "content": "Hello [bold]there[/bold].  \tWhat?"}],
     "chosen": [

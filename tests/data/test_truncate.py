@@ -7,6 +7,8 @@ from easydel.data.faults import BadRow
 from easydel.data.split import PairTokens
 from easydel.data.truncate import Limits, truncate_pair
 
+pytestmark = pytest.mark.usefixtures("one_renderer")
+
 
 @pytest.mark.parametrize("limits", [Limits(None, None, 2, "keep_end"), Limits(4, None, None, "keep_end")])
 def test_a_completion_that_would_keep_no_scored_token_is_a_fault(limits):

@@ -1,4 +1,5 @@
-"""Runs the campaign of faults and prints what became of each; exit code 1 if anything was lost or passed in silence."""
+"""Runs the campaign of faults and prints what became of each; exit code 1 if anything was lost,
+passed in silence or was refused with more noise than words."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .campaign import FELL_BACK, LOST, OUTCOMES, REFUSED, SKIPPED, Trial, campaign
+from .campaign import FAULTY, FELL_BACK, LOST, NOISY, OUTCOMES, REFUSED, SKIPPED, Trial, campaign
 from .runs import MODES, Ground
 
 
@@ -22,7 +23,7 @@ def table(trials: Iterable[Trial]) -> str:
     for fault in dict.fromkeys(trial.fault for trial in trials):
         numbers = [counts[fault, outcome] for outcome in OUTCOMES]
         lines.append(f"{fault:<28}{sum(numbers):>8}" + "".join(f"{number:>12}" for number in numbers))
-    for outcome in (REFUSED, FELL_BACK, SKIPPED, LOST):
+    for outcome in (REFUSED, FELL_BACK, SKIPPED, NOISY, LOST):
         told = [trial for trial in trials if trial.outcome == outcome]
         if told:
             lines += ["", f"{outcome}:"]
@@ -47,7 +48,7 @@ def main() -> int:
             if options.seconds is not None and time.monotonic() - start > options.seconds:
                 break
     print(f"\n{table(trials)}")
-    return 1 if any(trial.outcome == LOST for trial in trials) else 0
+    return 1 if any(trial.outcome in FAULTY for trial in trials) else 0
 
 
 if __name__ == "__main__":

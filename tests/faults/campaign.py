@@ -9,14 +9,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runs import MODES, RUN, Ended, Ground, Result, copied, ended, result, updates_logged
+from .runs import MODES, RUN, UPDATES, Ended, Ground, Result, copied, ended, result, updates_logged
 
-SAME, FELL_BACK, REFUSED, LOST, SKIPPED = "the same", "fell back", "refused", "LOST", "skipped"
-OUTCOMES = (SAME, FELL_BACK, REFUSED, LOST, SKIPPED)
+SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST = "the same", "fell back", "refused", "skipped", "NOISY", "LOST"
+OUTCOMES = (SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST)
+FAULTY = (NOISY, LOST)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FLIP, CUT, GONE = "a flipped bit", "cut in half", "gone"
 DISK_SIZES_KB = (200, 700, 1500)
@@ -57,11 +58,11 @@ def kills(ground: Ground, mode: str, number: signal.Signals, rounds: int, rng: r
         moments = []
         for _ in range(rng.choice((1, 1, 2))):
             process = ground.start(place, mode, "--resume-from-checkpoint", "latest")
-            moment = rng.uniform(0.2, 1.05) * seconds
-            if wait_until(process, moment):
+            begun = time.monotonic()
+            if wait_for_moment(process, place, seconds, rng):
                 process.send_signal(number)
+            moments.append(f"{time.monotonic() - begun:.1f} s, update {updates_logged(place)}")
             done = ended(process, place)
-            moments.append(f"{moment:.1f} s, update {updates_logged(place)}")
             if done.code == 0:
                 break
             if number is signal.SIGKILL or done.code in (143, 130, -number):
@@ -72,13 +73,17 @@ def kills(ground: Ground, mode: str, number: signal.Signals, rounds: int, rng: r
         _remove(place)
 
 
-def wait_until(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether a process is still there after so many seconds."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
+def wait_for_moment(process: subprocess.Popen[bytes], place: Path, seconds: float, rng: random.Random) -> bool:
+    """Wait for a random moment, more often within training than around it; whether the process is still there."""
+    if rng.random() < 0.3:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.2, 1.05) * seconds)
+        return process.poll() is None
+    update = rng.randrange(UPDATES)
+    while process.poll() is None and updates_logged(place) < update:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.3))
+    return process.poll() is None
 
 
 def damages(ground: Ground, mode: str, most: int | None, rng: random.Random) -> Iterator[Trial]:
@@ -90,7 +95,7 @@ def damages(ground: Ground, mode: str, most: int | None, rng: random.Random) -> 
     if most is not None and most < len(cases):
         cases = rng.sample(cases, most)
     for file, how in cases:
-        with copied(original, "damaged") as place:
+        with copied(original, "copy") as place:
             damage(place / file.relative_to(original), how, rng)
             done = ground.resume(place, mode)
             where = f"{mode}: {file.relative_to(original / RUN)}"
@@ -247,8 +252,11 @@ def _must_refuse(fault: str, where: str, done: Ended) -> Trial:
     """The trial of a run that cannot go on here, and should say so shortly."""
     if done.is_refusal:
         return Trial(fault, where, REFUSED, done.message)
-    lines = len(done.said.splitlines())
-    return Trial(fault, where, LOST, f"exit code {done.code} after {lines} lines: {_last_line(done.said)}")
+    lines = done.said.splitlines()
+    foreign = next((line[:200] for line in lines if "easydel" not in line.split(":")[:2]), "")
+    if done.message:
+        return Trial(fault, where, NOISY, f"{len(lines)} lines, among them {foreign!r}, around: {done.message}")
+    return Trial(fault, where, LOST, f"exit code {done.code} after {len(lines)} lines: {_last_line(done.said)}")
 
 
 def _last_line(text: str) -> str:

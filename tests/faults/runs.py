@@ -136,15 +136,19 @@ class Result:
 
 
 def result(place: Path) -> Result | None:
-    """The result in a run's folder; None where it left none."""
-    folder = place / RUN
+    """The result of the newest run; None where it left none. A run that lost its first updates begins a new folder."""
     try:
+        folder = max(place.glob(f"{RUN}*"), key=lambda path: int(path.name.removeprefix(RUN).strip("-") or 1))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         weights = b"".join(path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors")))
     except (OSError, ValueError):
         return None
-    return Result(
-        [{name: value for name, value in line.items() if not name.endswith(SPEEDS)} for line in lines], weights
+    return (
+        None
+        if not weights
+        else Result(
+            [{name: value for name, value in line.items() if not name.endswith(SPEEDS)} for line in lines], weights
+        )
     )
 
 

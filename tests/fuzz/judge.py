@@ -70,7 +70,9 @@ def judge_message(message: str, where: str) -> Verdict | None:
     """The finding in a message that is too long or that a terminal would obey; None where it is fine."""
     if len(message) > LONGEST_MESSAGE:
         return Verdict(FINDING, f"message of over {LONGEST_MESSAGE} characters {where}", message[:LONGEST_MESSAGE])
-    if found := next((sign for sign in message if sign != "\n" and unicodedata.category(sign) in ("Cc", "Cs")), None):
+    if found := next(
+        (sign for sign in message if sign not in "\n\t" and unicodedata.category(sign) in ("Cc", "Cs")), None
+    ):
         return Verdict(FINDING, f"control character in a message {where}", f"{found!r} in {message!r}")
     return None
 

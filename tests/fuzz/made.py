@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+if TYPE_CHECKING:  # seconds to import, and most targets need none
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 LLAMA = Path(__file__).parents[1] / "golden" / "families" / "llama"
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -51,6 +52,8 @@ ROWS: list[dict[str, Any]] = [
 
 def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """One token a byte, and the special tokens of a chat model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -60,6 +63,8 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 
 def _fast(backend: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -73,6 +78,8 @@ def _fast(backend: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
 
 def model_folder(folder: Path) -> Path:
     """A two-layer Llama of 96 tokens in one file, with a tokenizer of characters."""
+    from tokenizers import Tokenizer, decoders, models
+
     shutil.copytree(LLAMA, folder, ignore=shutil.ignore_patterns("*.npz"))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *PLAIN])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

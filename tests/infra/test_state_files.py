@@ -115,9 +115,11 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
 
 def test_a_full_disk_is_one_short_message_and_leaves_nothing(small_disk, caplog, capfd):
     large = {"a": jax.random.normal(jax.random.key(0), (1000, 1000))}
-    for _ in range(2):
+    # Of many arrays some are still being written when the first has failed.
+    many = {f"a{number}": jax.random.normal(jax.random.key(number), (100, 500)) for number in range(20)}
+    for tree in (large, many):
         with pytest.raises(WriteError, match=r"state \(4.0 MB\) could not be written: No space left on device \(2"):
-            save_arrays(small_disk / "state", large)
+            save_arrays(small_disk / "state", tree)
         assert not list(small_disk.iterdir())
     assert caplog.text == "" and "Traceback" not in capfd.readouterr().err
     assert not logging.getLogger("absl").filters
