@@ -93,7 +93,7 @@ def empty_completion(field: str, found: str) -> BadRow:
 
 def unreadable(error: UnreadableRow, index: int) -> RowFault:
     """The fault of a row that a source could not read."""
-    return RowFault(index, "row", "unreadable row", visible(str(error)))
+    return RowFault(index, "row", "unreadable row", str(error))
 
 
 class _Shortened(reprlib.Repr):
