@@ -101,9 +101,8 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         shutil.rmtree(new, ignore_errors=True)
         return WriteError(f"{folder} ({size / 1e6:.1f} MB) could not be written: {_reason(error, folder.parent)}")
 
-    # To the end, since threads of Orbax log a failure whenever it happens.
+    logging.getLogger("absl").addFilter(_QUIET)
     to_the_end = contextlib.ExitStack()
-    to_the_end.enter_context(_quiet_orbax())
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -197,15 +196,8 @@ class _NotOfOrbax(logging.Filter):
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Orbax tells one failure many times, with tracebacks; we tell it once."""
-    log, quiet = logging.getLogger("absl"), _NotOfOrbax()
-    log.addFilter(quiet)
-    try:
-        yield
-    finally:
-        log.removeFilter(quiet)
+# Orbax tells one failure many times, with tracebacks, and its threads do so after the write has ended; we tell it once.
+_QUIET = _NotOfOrbax()
 
 
 @contextlib.contextmanager
