@@ -13,6 +13,7 @@ from easydel.cli.flags import parse_flags
 from easydel.cli.inputs import open_mixture, open_rows, open_tokenizer
 from easydel.cli.options import Section, own_options
 from easydel.cli.request import layers, require_options
+from easydel.infra.user_path import user_path
 
 if TYPE_CHECKING:
     from easydel.data.sources import ShardedDataSource
@@ -184,7 +185,8 @@ def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("save_directory", "model_name"):
         if name in values:
             raise UsageError(f"output={values['output']} and {name}={values[name]} both name the run folder; use one.")
-    folder = Path(values["output"]).expanduser()
+    with refusing(OSError):
+        folder = user_path(values["output"])
     return values | {"save_directory": str(folder.parent), "model_name": folder.name}
 
 

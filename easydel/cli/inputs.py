@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easydel.cli.failures import UsageError, refusing
+from easydel.infra.user_path import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,10 +37,10 @@ def read_chat_template(file: str) -> str:
 
     try:
         # A byte order mark would be rendered into every row.
-        with Path(file).expanduser().open(encoding="utf-8-sig") as stream:
+        with user_path(file).open(encoding="utf-8-sig") as stream:
             template = stream.read(TEMPLATE_CHARACTERS + 1)
     except OSError as error:
-        raise UsageError(f"the chat template {file} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"the chat template {file} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the chat template {file} is not UTF-8 text: {error}.") from error
     if len(template) > TEMPLATE_CHARACTERS:

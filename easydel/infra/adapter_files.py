@@ -21,6 +21,7 @@ from easydel.infra.linear import Linear, LoraAdapter
 from easydel.infra.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
 from easydel.infra.name_pattern import matching_names
 from easydel.infra.problems import listed, plain, shown
+from easydel.infra.user_path import user_path
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule
@@ -42,6 +43,7 @@ READ = {
 }
 WITHOUT_EFFECT = {
     "auto_mapping",
+    "eva_config",  # how a start was found that leaves the base as it is
     "inference_mode",
     "megatron_core",
     "peft_version",
@@ -49,7 +51,7 @@ WITHOUT_EFFECT = {
     "runtime_config",
     "task_type",
 }
-OFF: tuple[Any, ...] = (None, False, {}, [], "none")
+OFF: tuple[Any, ...] = (None, False, {}, [], "", "none")
 # Starts that leave the base's weights as they are; the others (PiSSA, OLoRA, LoftQ, …) replace them.
 HARMLESS_STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva")
 REQUIRED = ("r", "lora_alpha", "target_modules")
@@ -100,7 +102,7 @@ def save_adapter(model: EasyDeLBaseModule, folder: str | Path, base_model_name_o
         for factor, stacked in (("lora_A", np.asarray(adapter.a)), ("lora_B", np.asarray(adapter.b))):
             names = _tensor_names(model, path, factor)
             tensors |= {name: np.ascontiguousarray(one) for name, one in zip(names, stacked)}
-    with replacing_files(Path(folder)) as new:
+    with replacing_files(user_path(folder)) as new:
         (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(new / ADAPTER_CONFIG, new / ADAPTER_WEIGHTS)  # safetensors makes its files private
@@ -114,7 +116,7 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
       ValueError: the model has adapters already, the adapter asks for something that is not computed here, or its
         tensors do not fit; names each of them.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     require_no_adapters(model)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
@@ -162,7 +164,7 @@ def base_of_adapter(folder: Path) -> str:
         raise ValueError(f"{file} has base_model_name_or_path {shown(base)}, expected a folder or a hub id: {advice}")
     if revision not in (None, "main"):
         raise ValueError(f"{file} was made for revision {shown(revision)} of {shown(base)}: {advice}")
-    if is_adapter_folder(Path(base).expanduser()):
+    if is_adapter_folder(user_path(base)):
         raise ValueError(
             f"{file} names {shown(base)} as its base_model_name_or_path, which is an adapter itself, expected a whole "
             "model. Merge that adapter into its model first (merge_lora, save_pretrained), or correct the name."

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from easydel.infra.problems import listed, plain, shown
+from easydel.infra.user_path import user_path
 
 logger = logging.getLogger("easydel")
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -321,7 +322,7 @@ def write_folder(
     kept_files: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write ``config.json``, the tensors as safetensors, in shards with an index when they are large, and texts."""
-    folder = Path(folder)
+    folder = user_path(folder)
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from easydel.infra.mesh import parameter_path
 from easydel.infra.problems import listed
+from easydel.infra.user_path import user_path
 
 Tree = TypeVar("Tree", bound=PyTree)
 
@@ -44,7 +45,7 @@ def save_arrays(folder: str | Path, tree: PyTree) -> None:
       FileExistsError: there is something at `folder`; nothing is overwritten.
       WriteError: the disk is full, or the folder cannot be written to.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder, or remove this one first.")
     start_saving(folder, tree, {})()
@@ -58,7 +59,7 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
       DamagedFolder: a file of it is missing or was changed.
       ValueError: it holds other arrays than `like`, which are named.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no saved state at {folder}.")
     if damage := damage_of(folder):

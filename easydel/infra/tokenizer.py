@@ -29,6 +29,7 @@ from easydel.infra.tokenizer_files import (
     TOKENIZER_FILES,
     check_tokenizer_folder,
 )
+from easydel.infra.user_path import user_path
 
 logger = logging.getLogger("easydel")
 
@@ -47,7 +48,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
       FileNotFoundError: there is no such model, or its folder holds no tokenizer.
       ValueError: the tokenizer's files cannot be read, or make no fast tokenizer.
     """
-    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    path, name = user_path(name_or_path), str(name_or_path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"{path} is a file; expected a Hugging Face folder or a .gguf file.")
@@ -76,7 +77,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
       tokenizer: a tokenizer, a processor, or anything else with `save_pretrained`; without it nothing is written.
       folder: where; made if absent.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         if not hasattr(tokenizer, "save_pretrained"):
             logger.warning("the %s has no save_pretrained: %s has no tokenizer.", type(tokenizer).__name__, folder)

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from easydel.infra.state_files import DamagedFolder
+from easydel.infra.user_path import user_path
 from easydel.trainers.callbacks import LogLine
 from easydel.trainers.checkpoints import FOLDER, newest_checkpoints, read_notes
 
@@ -30,7 +31,7 @@ def check_save_directory(save_directory: str) -> Path:
       PermissionError: nothing can be written there.
     """
     # Absolute, so that a program that changes its working directory keeps its files together.
-    directory = Path(save_directory).expanduser().absolute()
+    directory = user_path(save_directory).absolute()
     existing = existing_folder(directory)
     if not existing.is_dir():
         raise NotADirectoryError(f"save_directory={save_directory}: {existing} is no folder; name another one.")
@@ -83,7 +84,7 @@ def named_run(resume_from: str, example: str) -> tuple[Path, Path | None]:
     Raises:
       FileNotFoundError: there is neither.
     """
-    folder = Path(resume_from).expanduser().absolute()
+    folder = user_path(resume_from).absolute()
     if folder.parent.name == FOLDER and folder.is_dir():
         return run_of(folder), folder
     if not newest_checkpoints(folder):

@@ -119,7 +119,7 @@ class RunRecord:
             self._take(run)
             return latest_checkpoint(run)
         # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
-        if checkpoint == newest_checkpoints(run)[0]:
+        if newest_checkpoints(run)[:1] == [checkpoint]:
             self._take(run)
         check_intact(checkpoint)
         return checkpoint

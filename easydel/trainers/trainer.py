@@ -25,6 +25,7 @@ from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.model_digest import model_digest
 from easydel.infra.state_files import WriteError
 from easydel.infra.trainable import copy_trainable, join, split_trainable
+from easydel.infra.user_path import user_path
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks import LogLine, TrainerCallback, Watcher
 from easydel.trainers.checkpoints import check_intact, damaged_notes
@@ -197,7 +198,7 @@ class Trainer(TrainerHooks):
           FileNotFoundError: there is no checkpoint.
           ValueError: it is of another model or optimiser, or damaged.
         """
-        checkpoint = Path(folder).expanduser().absolute()
+        checkpoint = user_path(folder).absolute()
         check_intact(checkpoint)
         # After the first update of a run without files it can no longer be told which model it started from.
         is_known = self._given_model is not None or not self._has_started

@@ -351,3 +351,11 @@ def test_a_byte_order_mark_is_no_part_of_a_chat_template(tmp_path):
     template = tmp_path / "template.jinja"
     template.write_bytes(b"\xef\xbb\xbf" + GOOD_TEMPLATE.replace("}{", "}\r\n{").encode())
     assert read_chat_template(str(template)) == GOOD_TEMPLATE.replace("}{", "}\n{")
+
+
+@pytest.mark.parametrize("option", ["--model", "--chat-template", "--output", "--save-directory"])
+def test_a_home_folder_that_nobody_has_is_refused_before_the_weights_are_loaded(
+    model_folder, train_file, option, no_weights, capsys
+):
+    assert dpo(model_folder, train_file, option, "~nobody-here/it") == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -170,7 +170,7 @@ def test_what_is_no_adapter_says_so(base, tmp_path):
         ({"peft_type": ["LORA"]}, "peft_type is ['LORA'], expected 'LORA'"),
         ({"init_lora_weights": {"a": 1}}, "init_lora_weights is {'a': 1}"),
         ({"a\x1b[2J": 1}, "a\\u001b[2J"),
-        ({"eva_config": "x" * 100_000}, "eva_config is 'xxx"),
+        ({"loftq_config": "x" * 100_000}, "loftq_config is 'xxx"),
     ],
 )
 def test_a_setting_of_another_kind_is_refused_in_a_few_words(base, adapter, changes, words):
@@ -295,3 +295,15 @@ def test_damaged_files_are_refused_in_one_line(base, adapter):
         with pytest.raises(ValueError) as error:
             base.load_adapter(adapter)
         assert str(config) in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99, "whiten": False}},
+        {"layers_pattern": "", "corda_config": None, "arrow_config": None, "ensure_weight_tying": False},
+    ],
+)
+def test_what_peft_says_of_a_start_that_leaves_the_base_as_it_is_refuses_no_adapter(base, adapter, changes):
+    change_config(adapter, **changes)
+    assert base.load_adapter(adapter).has_lora

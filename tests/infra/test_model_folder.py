@@ -379,3 +379,14 @@ def test_a_hub_id_without_a_connection_is_refused_in_one_line(monkeypatch):
     with pytest.raises(FileNotFoundError, match="is no local folder, and the hub did not give it") as error:
         local_path("nobody-at-all/no-such-model")
     assert "\n" not in str(error.value)
+
+
+def test_a_path_in_the_home_folder_means_the_same_when_saving_as_when_loading(tmp_path, monkeypatch):
+    from easydel.infra.checkpoint_files import write_folder
+    from easydel.infra.user_path import user_path
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder("~/model", {"model_type": "llama"}, {})
+    assert (tmp_path / "model" / "config.json").is_file()
+    with pytest.raises(FileNotFoundError, match="~nobody-here/model is in a home folder that is not known"):
+        user_path("~nobody-here/model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -500,3 +501,17 @@ def test_tensorboard_writes_what_a_reader_finds_and_its_errors_come_to_us(tmp_pa
     broken = TensorBoardTracker(tmp_path / "nowhere")
     with pytest.raises(OSError, match="nowhere"):
         broken.on_train_begin(None)
+
+
+def test_a_checkpoint_that_lies_alone_under_a_name_of_its_own_begins_a_new_run(record, tmp_path):
+    folder = run_to(record(), 3)
+    alone = shutil.copytree(folder / "checkpoints" / "3", tmp_path / "kept" / "checkpoints" / "best")
+    resumed = record(resume_from_checkpoint=str(alone), model_name="next")
+    go_on(resumed)
+    assert resumed.place.step == 3
+    assert resumed.folder == tmp_path / "next"
+
+
+def test_a_checkpoint_in_the_home_folder_of_nobody_is_refused(record):
+    with pytest.raises(FileNotFoundError, match="home folder that is not known"):
+        record(resume_from_checkpoint="~nobody-here/run").open(IDENTITY)

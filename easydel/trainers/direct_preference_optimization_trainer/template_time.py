@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from pathlib import Path
 
 from easydel.infra.state_files import DamagedFolder
+from easydel.infra.user_path import user_path
 from easydel.trainers.checkpoints import newest_checkpoints, read_notes
 from easydel.trainers.run_folder import named_run, newest_run
 from easydel.trainers.training_arguments import TrainingArguments
@@ -37,7 +37,7 @@ def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
     # What is wrong with a run's folder is told when the run goes on in it.
     with contextlib.suppress(OSError, ValueError):
         if resume_from == "latest":
-            run = newest_run(Path(directory).expanduser().absolute(), arguments.model_name)
+            run = newest_run(user_path(directory).absolute(), arguments.model_name)
         else:
             run, _ = named_run(resume_from, f"{directory}/{arguments.model_name}")
         # All checkpoints of a run have the same time, and the newest may be damaged.

@@ -1,0 +1,17 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def user_path(name: str | Path) -> Path:
+    """The path that a name means: ``~`` is a home folder.
+
+    Raises:
+      FileNotFoundError: it is in the home folder of a user whom this machine does not know.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{name} is in a home folder that is not known here; write the path out.") from error
