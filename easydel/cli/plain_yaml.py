@@ -19,7 +19,7 @@ INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class YamlProblem(ValueError):
-    """What is wrong with a text, in one line.
+    """A text is not plain YAML; the message is one line.
 
     Attributes:
       line: counted from 1; None where the text as a whole is at fault.

@@ -40,7 +40,7 @@ def _children(kind: pa.DataType) -> list[pa.Field]:
 
 
 def holds_maps(fields: Iterable[pa.Field]) -> bool:
-    """Whether a column, or anything in it, is a map."""
+    """True where a column, or anything in it, is a map."""
     return any(pa.types.is_map(field.type) or holds_maps(_children(field.type)) for field in fields)
 
 
@@ -97,7 +97,7 @@ def unpacked_size(path: Path) -> int | None:
 
 
 def _buffer_sizes(message: pa.ipc.Message) -> Iterator[int]:
-    """What each compressed buffer of a message unpacks to.
+    """The unpacked size of each compressed buffer of a message, as it says.
 
     References:
       https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and Message.fbs beside it.
@@ -122,7 +122,7 @@ def _buffer_sizes(message: pa.ipc.Message) -> Iterator[int]:
 
 
 def _field(metadata: memoryview, table: int, number: int) -> int:
-    """Where field `number` of a flatbuffer table lies; 0 where the table leaves it out."""
+    """The position of field `number` of a flatbuffer table; 0 where the table leaves it out."""
     (back,) = struct.unpack_from("<i", metadata, table)
     (size,) = struct.unpack_from("<H", metadata, table - back)
     slot = 4 + 2 * number
@@ -131,6 +131,6 @@ def _field(metadata: memoryview, table: int, number: int) -> int:
 
 
 def _follow(metadata: memoryview, position: int) -> int:
-    """Where the offset at a position points."""
+    """The position that the offset at a position points to."""
     (offset,) = struct.unpack_from("<I", metadata, position)
     return position + offset

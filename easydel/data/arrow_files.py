@@ -47,7 +47,7 @@ class _BatchedFile(TableFile):
 
     @cached_property
     def _maps(self) -> Literal["strict"] | None:
-        """How to read maps: as dicts, where there are any; pyarrow is several times slower when asked to."""
+        """The option that reads maps as dicts, where there are maps; pyarrow is several times slower with it."""
         return "strict" if holds_maps(self._schema) else None
 
     def _refuse_bomb(self, unpacked: int) -> None:
@@ -263,7 +263,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _what_is_wrong(row: pa.RecordBatch) -> str:
-    """Which column of a row has no value in Python, and why."""
+    """Name the column of a row that has no value in Python, and the reason."""
     for field, column in zip(row.schema, row.columns):
         try:
             column.to_pylist(maps_as_pydicts="strict")

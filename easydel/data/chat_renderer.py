@@ -174,7 +174,7 @@ class RowRenderer:
 
 
 def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:
-    """Whether a chat template asks what day it is."""
+    """True where a chat template asks for the date."""
     owner = _owner_of_template(tokenizer)
     templates = (owner and owner.chat_template, (kwargs or {}).get("chat_template"))
     return any("strftime_now" in str(template) for template in templates)

@@ -31,7 +31,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """What a row may say beside its pair; `own_tools` are those of `tools` that the row itself brings."""
+    """The options that a row may bring beside its pair; `own_tools` are those of `tools` that the row itself brings."""
 
     tools: list[Any] | None
     own_tools: list[Any]

@@ -26,7 +26,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a row says beside prompt, chosen and rejected, for the chat template.
+    """The columns that go into the chat template beside prompt, chosen and rejected.
 
     Attributes:
       system: the system prompt.

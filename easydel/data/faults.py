@@ -1,4 +1,4 @@
-"""What can be wrong with a row, and how many rows were dropped for it."""
+"""Name what is wrong with a row, and count the rows that were dropped for it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 def kind_of_bytes(head: bytes) -> str | None:
-    """What bytes that a file begins with are, such as "gzip-compressed"; None where nothing tells."""
+    """The kind of a file that begins with these bytes, such as "gzip-compressed"; None where nothing tells."""
     for mark, kind in (*ENCODINGS, *FORMATS):
         if head.startswith(mark):
             return kind
@@ -58,6 +58,6 @@ def _unmarked_encoding(head: bytes) -> str | None:
 
 
 def kind_found(path: Path) -> str | None:
-    """What a file is by its first bytes; None where nothing tells."""
+    """The kind of a file by its first bytes; None where nothing tells."""
     with path.open("rb") as file:
         return kind_of_bytes(file.read(HEAD_BYTES))

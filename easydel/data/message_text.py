@@ -53,7 +53,7 @@ def _is_message(entry: object) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether the structure goes on to the end of the text, rather than being quoted at its beginning."""
+    """True where the structure goes on to the end of the text, rather than being quoted at its beginning."""
     return text.rstrip()[-1] in "]})\"'"
 
 

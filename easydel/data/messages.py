@@ -79,7 +79,7 @@ def role_of(speaker: object) -> str | None:
 
 
 def what_is_said(message: Message) -> tuple[object, ...]:
-    """What makes two normalised messages the same turn: role, text without outer white space, reasoning, tool calls."""
+    """All by which turns are compared: role, text without outer white space, reasoning, tool calls."""
     reasoning = tuple(str(message[key]).strip() for key in REASONING_KEYS if key in message)
     calls = tuple(
         (name, json.dumps(arguments, sort_keys=True))
@@ -132,7 +132,7 @@ def _normalise(message: Mapping[str, Any], field: str, number: int, nulls_are_ow
 
 
 def _normalise_others(kept: Message, field: str, where: str, nulls_are_own: bool) -> Message:
-    """What a message holds beside role and content."""
+    """Read the keys of a message beside role and content."""
     if not nulls_are_own:
         kept = without_nulls(kept, field, where)
     for key in MEDIA:
@@ -226,7 +226,7 @@ def _text(content: object, field: str, where: str, key: str) -> str:
 
 
 def _is_parts_in_text(text: str) -> bool:
-    """Whether a text is the JSON of `[{"type": "text", "text": ...}, ...]`; any other JSON may well be an answer."""
+    """True for the JSON of `[{"type": "text", "text": ...}, ...]`; any other JSON may well be an answer."""
     if not _PARTS_IN_TEXT.match(text):
         return False
     try:

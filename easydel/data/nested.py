@@ -61,7 +61,7 @@ def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) ->
 
 
 def is_given(value: object) -> bool:
-    """Whether a value says anything: not None, pandas' NaN, blank text, or a list or mapping with nothing in it."""
+    """True where a value says anything: not None, pandas' NaN, blank text, or a list or mapping with nothing in it."""
     if value is None or (isinstance(value, float) and isnan(value)):
         return False
     if isinstance(value, str):
@@ -74,7 +74,7 @@ def is_given(value: object) -> bool:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets are nested, at most; those inside JSON strings are not counted."""
+    """The largest depth of nested brackets, or more; those inside JSON strings are not counted."""
     opened = text.count("[") + text.count("{")
     if opened <= MAX_DEPTH:
         return opened

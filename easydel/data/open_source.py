@@ -156,7 +156,7 @@ def _source_type(name: str) -> SourceType:
 
 
 def _is_one_value(name: str) -> bool:
-    """Whether a file is one JSON list or one object around the rows; many .json files are JSON lines."""
+    """True where a file is one JSON list, or one object around the rows; many .json files are JSON lines."""
     path = local_copy(name)
     refuse_other_kinds(path, file_name(name))
     with path.open("rb") as file:

@@ -88,7 +88,7 @@ def gather_prompt(
 
 
 def shared_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many turns two conversations share from the start."""
+    """The number of turns that two conversations share from the start."""
     shared = 0
     for ours, theirs in zip(chosen, rejected, strict=False):
         if what_is_said(ours) != what_is_said(theirs):
@@ -98,7 +98,7 @@ def shared_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> i
 
 
 def _may_follow(message: Message, before: Message) -> bool:
-    """Whether a turn can be the next one: two user turns in a row are one turn in two spellings."""
+    """True where a turn can be the next one: two user turns in a row are one turn in two spellings."""
     return message["role"] != "system" and (before["role"] != "user" or message["role"] != "user")
 
 

@@ -26,12 +26,12 @@ _fetching = threading.Lock()
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL that does not stand for a local file."""
+    """True for a URL that does not stand for a local file."""
     return "://" in name and not name.startswith(("file://", "local://"))
 
 
 def is_web(name: str) -> bool:
-    """Whether a name is a URL of http or https."""
+    """True for a URL of http or https."""
     return name.lower().startswith(("http://", "https://"))
 
 
@@ -68,7 +68,7 @@ def local_copy(name: str) -> Path:
 
 
 def asking(name: str, ask: Callable[[], Result]) -> Result:
-    """What fsspec answers about a URL; what goes wrong becomes one line."""
+    """The answer of fsspec about a URL; its errors become one line."""
     scheme = name.split("://", 1)[0]
     try:
         return ask()

@@ -59,7 +59,7 @@ def thoughts_and_answer(content: str) -> tuple[str, str]:
 
 
 def parts_of(message: Message, field: str, number: int, *, scored: bool) -> list[Part]:
-    """What must be seen of a message; of a turn that is not scored, templates may drop the reasoning."""
+    """The parts of a message that must be seen; of a turn that is not scored, templates may drop the reasoning."""
     where = f'"{field}" message {number} (role {message["role"]})'
     found = []
     content = message["content"]
@@ -78,7 +78,7 @@ def parts_of(message: Message, field: str, number: int, *, scored: bool) -> list
 
 
 def parts_of_context(tools: Sequence[Any], documents: Sequence[Any]) -> list[Part]:
-    """What must be seen of a row's own tools and documents: the names of the one, the texts of the other."""
+    """The parts of a row's own tools and documents that must be seen: names of tools, texts of documents."""
     parts = []
     for tool in tools:
         name = tool.get("name", tool["function"].get("name") if isinstance(tool.get("function"), Mapping) else None)
@@ -106,7 +106,7 @@ def refuse_unseen(parts: Sequence[Part], text: str) -> None:
 
 
 def is_printed_by_python(messages: Iterable[Message], text: str) -> bool:
-    """Whether the arguments of a call stand in the text as Python prints a dict, which is no JSON."""
+    """True where the arguments of a call stand in the text as Python prints a dict, which is no JSON."""
     return any(
         (printed := str(arguments)) in text and printed != json.dumps(arguments, ensure_ascii=False)
         for message in messages
@@ -131,7 +131,7 @@ def _leaves(value: object) -> Iterator[str]:
 
 
 def _is_seen(piece: str, times: int, text: str) -> bool:
-    """Whether a text is there, as it is, escaped, or with other white space inside."""
+    """True where a piece stands in a text, as it is, escaped, or with other white space inside."""
     if text.count(piece) >= times:
         return True
     spellings = {piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], html.escape(piece)}

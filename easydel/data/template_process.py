@@ -38,7 +38,7 @@ CPU_SIGNAL: int | None = getattr(signal, "SIGPROF", None)
 
 
 class TemplateFailure(Exception):
-    """Why a template renders nothing.
+    """A template renders nothing; the message says why.
 
     Attributes:
       is_structural: whether it would render no other messages either.
@@ -78,7 +78,7 @@ class TemplateProcess:
         self._run(template, None)
 
     def render(self, template: str, request: bytes) -> list[str | TemplateFailure]:
-        """What a template makes of each of the conversations of a request; the first failure ends the list.
+        """The text of each conversation of a request; the first failure ends the list.
 
         Args:
           request: what `template_worker` reads, as JSON without its outer braces.

@@ -45,7 +45,7 @@ HEADER = struct.Struct(">QB")  # size and status of a text
 
 
 class Status(IntEnum):
-    """What a reply holds: a text, what a template said of these messages, or why no messages would do."""
+    """The content of a reply: a text, an error of the template on these messages, or the reason why none would do."""
 
     TEXT = 0
     FAILED = 1
@@ -116,7 +116,7 @@ def _raise_exception(message: Any) -> None:
 
 
 def make_environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    """What `transformers` gives to chat templates; `now` stands for the clock."""
+    """The environment that `transformers` gives to chat templates; `now` stands for the clock."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
@@ -186,7 +186,7 @@ def _with_names_of_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(error: Exception) -> str:
-    """What went wrong, with the template's line where jinja2 knows it; a template chooses its words for itself."""
+    """An error in words, cut short, with the template's line where jinja2 knows it."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
     where = f"line {lines[-1]}: " if lines else ""
     kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "

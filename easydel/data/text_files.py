@@ -53,7 +53,7 @@ class _RecordFile(TableFile):
             )
 
     def _count(self, sign: bytes, start: int, end: int | None = None) -> int:
-        """How often a sign comes from one byte on, up to another."""
+        """Count a sign from one byte on, up to another."""
         found, left = 0, self.path.stat().st_size - start if end is None else end - start
         with self.path.open("rb") as file:
             file.seek(start)
@@ -264,7 +264,7 @@ class CsvFile(_RecordFile):
 
 
 def _taken_in(record: bytes | None) -> str:
-    """What to say of a row that a quote made longer than a line."""
+    """The words of a message about a row that a quote made longer than a line."""
     lines = (record or b"").rstrip(b"\r\n").count(b"\n") + 1
     return f"; a double quote makes it take in {lines} lines" if lines > 1 else ""
 

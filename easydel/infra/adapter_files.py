@@ -59,7 +59,7 @@ LONGEST_NAME = 4096
 
 
 class AdapterConfig(NamedTuple):
-    """What of an ``adapter_config.json`` decides how the adapter computes."""
+    """The part of an ``adapter_config.json`` that decides how the adapter computes."""
 
     rank: int
     alpha: float
@@ -183,7 +183,7 @@ def _tensor_names(model: EasyDeLBaseModule, path: str, factor: str) -> list[str]
 
 
 def _is_name(value: Any) -> bool:
-    """Whether a value of a file can be a path or a hub id at all."""
+    """True where a value of a file can be a path or a hub id at all."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 

@@ -260,7 +260,7 @@ def layer_types_key() -> Key:
 
 
 def hugging_face_keys(config: EasyDeLBaseConfig) -> dict[str, Any]:
-    """What every family's ``config.json`` says, in the spelling that transformers 4 and 5 both read."""
+    """The keys of every family's ``config.json``, in the spelling that transformers 4 and 5 both read."""
     scaling = config.rope_scaling
     kept = ROTARY_KINDS[scaling.rope_type] if scaling is not None else {}
     rope = {"rope_type": scaling.rope_type, **{key: getattr(scaling, key) for key in kept}} if scaling else None

@@ -1,4 +1,4 @@
-"""What every model offers: load, save, run, generate."""
+"""The base of every model: load, save, run, generate."""
 
 from __future__ import annotations
 

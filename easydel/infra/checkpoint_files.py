@@ -241,7 +241,7 @@ def read_weight_map(folder: Path) -> dict[str, str]:
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """A path, links followed, stays in a folder, or in the blobs of the hub's cache where the folder is a snapshot."""
+    """True where a path, links followed, stays in a folder, or in the blobs beside it where that is the hub's cache."""
     try:
         target, own = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):  # a link to itself, a name that is too long

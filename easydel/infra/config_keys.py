@@ -38,7 +38,7 @@ HARMLESS_PATTERN = re.compile(r"_.*|unsloth_.*|.*_token_ids?", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """What one key may hold.
+    """The values that one key may hold.
 
     Attributes:
       expected: the values in words, for the error.
@@ -133,10 +133,10 @@ def read_keys(raw: Mapping[str, Any], keys: Mapping[str, Key], place: str) -> di
 
 
 def is_harmless(name: str) -> bool:
-    """Whether no value of a key changes what the decoder computes."""
+    """True where no value of a key changes what the decoder computes."""
     return name in HARMLESS_NAMES or HARMLESS_PATTERN.fullmatch(name) is not None
 
 
 def is_off(value: Any) -> bool:
-    """Whether a setting that nobody reads is switched off: null, false, or empty."""
+    """True for a setting that is switched off: null, false, or empty."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)

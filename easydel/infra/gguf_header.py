@@ -1,4 +1,4 @@
-"""What a ``.gguf`` file says before the weights: metadata, and where each tensor lies."""
+"""Read the header of a ``.gguf`` file: its metadata, and where each tensor lies."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What makes two models the same model."""
+"""Tell models apart by a digest of all that changes their numbers."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _load_folder(folder: Path, name: str) -> PreTrainedTokenizerFast:
 
 
 def _model_of(folder: Path, name: str) -> PreTrainedConfig:
-    """What of ``config.json`` chooses a tokenizer's class; its numbers, which size arrays, are left alone."""
+    """The part of ``config.json`` that chooses a tokenizer's class; its numbers, which size arrays, are left alone."""
     raw = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     model_type, tokenizer_class = raw.get("model_type"), raw.get("tokenizer_class")
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:

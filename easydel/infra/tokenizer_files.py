@@ -74,7 +74,7 @@ def _added_tokens_keys(file: Path) -> frozenset[str]:
 
 
 def setting_problems(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a ``tokenizer_config.json`` or ``special_tokens_map.json``, one line a setting."""
+    """List the wrong settings of a ``tokenizer_config.json`` or ``special_tokens_map.json``, one a line."""
     problems = []
     for name, value in settings.items():
         is_right, expected = EXPECTED.get(name, (_is_token, TOKEN) if name.endswith("_token") else (None, ""))
@@ -84,7 +84,7 @@ def setting_problems(settings: Mapping[str, Any]) -> list[str]:
 
 
 def added_token_problems(tokens: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an ``added_tokens.json``."""
+    """List the wrong entries of an ``added_tokens.json``."""
     return [
         f"{plain(token)} is {shown(value)}, expected a token id" for token, value in tokens.items() if not _is_id(value)
     ]

@@ -1,4 +1,4 @@
-"""What may listen to a run, and end it: see `Trainer.stop`."""
+"""Callbacks: they listen to a run and may end it, see `Trainer.stop`."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Checkpoints:
         return folder
 
     def has(self, step: int) -> bool:
-        """Whether checkpoint `step` is on disk; waits for what is still being written."""
+        """True where checkpoint `step` is on disk; waits for what is still being written."""
         if self._writing is not None:
             self._writing.result()
         return self._root is not None and (self._root / str(step)).exists()

@@ -1,4 +1,4 @@
-"""Where a run keeps its files: which folder, and what an interrupted run left in it."""
+"""Find or make the folder of a run, and read what an interrupted run left in it."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
 
 
 def is_log_line(value: Any) -> bool:
-    """Whether this can be a line of a log."""
+    """True where this can be a line of a log."""
     return isinstance(value, dict) and type(value.get("step")) is int
 
 

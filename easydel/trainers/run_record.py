@@ -1,4 +1,4 @@
-"""How far a run has come, where it keeps its files, and its checkpoints."""
+"""Keep a record of a run: how far it has come, its folder and its checkpoints."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class RunRecord:
 
     @property
     def is_saved(self) -> bool:
-        """Whether there is nothing to lose: no files are wanted, or the latest checkpoint is of this place."""
+        """True where nothing can be lost: no files are wanted, or the latest checkpoint is of this place."""
         return self.folder is None or self.place.step == 0 or self.checkpoints.has(self.place.step)
 
     def close(self, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""Where log lines are kept."""
+"""Write log lines to ``metrics.jsonl`` and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class JsonLinesTracker(Watcher):
         return len(self._lines)
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log: the latest lines, and a digest of those before."""
+        """The part of the log that a checkpoint keeps: the latest lines, and a digest of those before."""
         before = max(0, len(self._lines) - LINES_IN_CHECKPOINT)
         return {
             "before": before,

@@ -150,12 +150,12 @@ class DPOConfig(TrainingArguments):
 
     @property
     def reads_reference(self) -> bool:
-        """Whether an objective compares the policy with a reference; without one there are no rewards either."""
+        """True where an objective compares the policy with a reference; otherwise there are no rewards either."""
         return not LOSSES_WITHOUT_REFERENCE.issuperset(self.loss_types)
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether there is a reference model to score with."""
+        """True where there is a reference model to score with."""
         return self.reads_reference and not self.reference_free
 
     def check_reference(self, given: str, fix: str = "leave it out") -> None:

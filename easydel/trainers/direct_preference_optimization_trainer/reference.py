@@ -1,4 +1,4 @@
-"""Where the reference is."""
+"""Hold the reference model: on the devices, as the policy with adapters off, or on disk."""
 
 from __future__ import annotations
 

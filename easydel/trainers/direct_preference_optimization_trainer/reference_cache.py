@@ -108,7 +108,7 @@ class ReferenceCache:
             return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
 
     def _unless_off(self, use: str, action: Callable[[sqlite3.Connection], Got]) -> Got | None:
-        """What `action` gives; None from the first time on that the disk, not the content, kept it from this use."""
+        """The result of `action`; None from the first time on that the disk, not the content, failed in this use."""
         if use in self._off:
             return None
         try:

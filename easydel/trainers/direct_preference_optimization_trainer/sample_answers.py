@@ -66,7 +66,7 @@ class SampleAnswers(Watcher):
 
 
 def _is_of(text: str, last_step: int) -> bool:
-    """Whether a line is an answer up to an update; what a kill cut short is none."""
+    """True where a line is an answer up to an update; what a kill cut short is none."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
