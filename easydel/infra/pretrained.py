@@ -20,12 +20,12 @@ from easydel.infra.checkpoint_files import KEPT_FILES, CheckpointFiles, Safetens
 from easydel.infra.gguf import GGUFCheckpoint
 from easydel.infra.mesh import PartitionRules, parameter_path, parameter_sharding
 from easydel.infra.problems import listed, plain, shown
+from easydel.infra.user_path import HUB_ID
 
 Tree = TypeVar("Tree", bound=PyTree)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", *KEPT_FILES]
 # Other copies of the same weights: the original authors' format, and subfolders of any kind.
 HUB_FILES_NOT_READ = ["consolidated*", "*/*"]
-HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 ROWS_AT_ONCE = 8192
 
@@ -40,7 +40,7 @@ def local_path(name_or_path: str | Path) -> Path:
     try:
         path = Path(name_or_path).expanduser()
         exists = bool(name) and path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a home that is nobody's
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, the home of an unknown user
         exists = False
     if exists:
         return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,11 +28,10 @@ from easydel.infra.tokenizer_files import (
     TOKENIZER_FILES,
     check_tokenizer_folder,
 )
-from easydel.infra.user_path import user_path
+from easydel.infra.user_path import HUB_ID, user_path
 
 logger = logging.getLogger("easydel")
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = [*TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", CONFIG]
 # What `transformers` 5 writes about a tokenizer in memory, rather than about the tokenizer.
 PRIVATE_SETTINGS = ("backend", "files_loaded", "is_local", "local_files_only", "vocab_file")

@@ -1,8 +1,11 @@
-"""Paths as people write them."""
+"""Paths and hub ids as people write them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def user_path(name: str | Path) -> Path:
