@@ -119,7 +119,7 @@ def _train(trainer: DPOTrainer, run: RunOptions) -> TrainerOutput:
 
 
 def _save(trainer: DPOTrainer, run: RunOptions) -> Path:
-    """Write what was trained into the run folder; the model's folder."""
+    """Write what was trained into the run folder; returns the model's folder."""
     assert trainer.run_folder is not None  # read_request refuses a run that keeps nothing
     folder = trainer.run_folder / MODEL_FOLDER
     try:

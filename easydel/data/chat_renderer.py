@@ -1,4 +1,4 @@
-"""Messages to text by a tokenizer's chat template: a program by somebody else, which may do anything."""
+"""Render messages to text by a tokenizer's chat template, a program by somebody else, which may do anything."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def time_limit() -> Iterator[None]:
 
 
 def limit_resources() -> None:
-    """No more memory than `MEMORY_BYTES`, no files written, no core dumps; nothing where the system knows no limits."""
+    """Allow this process `MEMORY_BYTES` of memory, no written files and no core dumps, where the system has limits."""
     try:
         import resource
     except ImportError:
@@ -255,7 +255,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serve standard input and output; signals to stop are the trainer's to heed, which then ends this process."""
+    """Serve standard input and output. Signals to stop are ignored: the trainer heeds them and ends this process."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -73,7 +73,7 @@ class _RecordFile(TableFile):
 
     def records_from(self, number: int) -> Iterator[tuple[int, bytes | None]]:
         """The numbers and bytes of the records from a number on."""
-        records = range(number, len(self.starts) - 1)  # before the file is opened: only then it is known to be one
+        records = range(number, len(self.starts) - 1)  # before the file is opened, which could be a pipe
         with self.path.open("rb") as file:
             for record in records:
                 yield record, self._read(file, record)

@@ -15,7 +15,7 @@ def cache_folder() -> Path:
     # The base directory specification asks to ignore a relative path.
     folder = (root if root.is_absolute() else Path.home() / ".cache") / "easydel"
     folder.mkdir(parents=True, exist_ok=True)
-    # Whoever owns it could put a model of theirs in the place of ours. A container's root may use its user's.
+    # Its owner could replace files in it. Root, as in containers, may use a user's, unless everybody can write there.
     is_shared = bool(folder.parent.stat().st_mode & stat.S_IWOTH)
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid() and (os.getuid() or is_shared):
         raise PermissionError(f"{folder} belongs to another user: set XDG_CACHE_HOME to a folder of your own.")

@@ -203,7 +203,7 @@ def _few(problems: Sequence[str]) -> str:
 
 
 def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Weights that a method of quantisation packed are told from ``config.json`` before any is opened."""
+    """Refuse weights that ``config.json`` says are quantised, before any is opened."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
         if settings:

@@ -1,4 +1,4 @@
-"""Match regular expressions against layer names, whoever wrote them, within half a second and little memory."""
+"""Match regular expressions of any origin against layer names, within half a second and little memory."""
 
 from __future__ import annotations
 

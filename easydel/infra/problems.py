@@ -1,4 +1,4 @@
-"""Several problems in one error message, and values of a file in it."""
+"""Write several problems, and values of a file, into one error message."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _remove(folder: Path) -> None:
 
 
 def damage_of(folder: Path) -> str | None:
-    """In which way a folder is not what its manifest says; None where every byte is. Reads all of it."""
+    """The first difference of a folder from its manifest; None where every byte is as written. Reads all of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         expected = {name: (entry["size"], entry["blake2b"]) for name, entry in manifest["files"].items()}

@@ -110,7 +110,7 @@ def _load_folder(folder: Path, name: str) -> PreTrainedTokenizerFast:
             )
             tokenizer.convert_ids_to_tokens([token for token in tokenizer.all_special_ids if token is not None])
     # `tokenizers` reports a damaged tokenizer.json as a plain Exception, a surprising one as KeyError or TypeError, and
-    # its own mistakes as a PanicException, which is none.
+    # its own mistakes as a PanicException, which is no Exception.
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise

@@ -60,7 +60,7 @@ def check_tokenizer_folder(folder: Path) -> None:
 
 
 def _added_tokens_keys(file: Path) -> frozenset[str]:
-    """What is said of added tokens; `tokenizers` prints the keys that it does not know, and reads the rest."""
+    """The keys that added tokens have in a file; `tokenizers` would print those it does not know, and go on."""
     if not file.exists():
         return frozenset()
     text = file.read_bytes().decode("utf-8", "replace")

@@ -135,7 +135,7 @@ class RunRecord:
         return read_arrays(checkpoint, like), notes
 
     def go_on(self, checkpoint: Path, notes: Mapping[str, Any]) -> list[LogLine]:
-        """Take a loaded checkpoint's place; the log so far.
+        """Take the place of a loaded checkpoint; returns the log so far.
 
         Raises:
           DamagedFolder: the notes are not those of a run.
@@ -212,7 +212,7 @@ class RunRecord:
 
     @contextlib.contextmanager
     def _alone_in(self, directory: Path) -> Iterator[Path]:
-        """Of processes that start together one looks for its folder, and takes it, after the other."""
+        """Hold the lock of a folder for runs, so that processes which start together take one folder each."""
         lock = take_lock(directory, SECONDS_TO_LOOK)
         try:
             yield directory

@@ -183,7 +183,7 @@ def check_trackers(report_to: Iterable[str]) -> None:
         package = TRACKERS[name].package
         try:
             importlib.import_module(package)
-        except Exception as error:  # what a broken installation raises is anybody's guess
+        except Exception as error:  # a broken installation may raise anything
             raise ValueError(
                 f"report_to={name} needs the package {package}, which cannot be imported ({error}): "
                 f'pip install "easydel-dpo[{name}]", or leave report_to out.'

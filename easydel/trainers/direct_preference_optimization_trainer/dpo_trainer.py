@@ -298,7 +298,7 @@ class DPOTrainer(Trainer):
         return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     def _report_if_weightless(self, batch: Batch) -> None:
-        """Say so, the first time, where no pair of a batch counts: its update changes the weights by decay alone."""
+        """Warn of the first batch in which every pair has weight 0: its update changes the weights by decay alone."""
         if self._has_weightless_batch or batch["pair_weight"][batch["pair_mask"]].any():
             return
         self._has_weightless_batch = True

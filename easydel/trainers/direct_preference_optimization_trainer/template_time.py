@@ -34,7 +34,7 @@ def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
     directory, resume_from = arguments.save_directory, arguments.resume_from_checkpoint
     if directory is None or resume_from is None:
         return None
-    # What is wrong with a run's folder is told when the run goes on in it.
+    # A fault of the run's folder is reported when the run goes on in it.
     with contextlib.suppress(OSError, ValueError):
         if resume_from == "latest":
             run = newest_run(user_path(directory).absolute(), arguments.model_name)
