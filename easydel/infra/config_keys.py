@@ -38,11 +38,11 @@ HARMLESS_PATTERN = re.compile(r"_.*|unsloth_.*|.*_token_ids?", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """The values that one key may hold.
+    """The values that a key of a file, or an argument, may hold.
 
     Attributes:
       expected: the values in words, for the error.
-      accepts: whether a value, not null, is one of them.
+      accepts: tells whether a value is one of them.
       default: what absence means; `REQUIRED` where a model must say it.
       null: what null means; `REQUIRED` where it means nothing.
     """

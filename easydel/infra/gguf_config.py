@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from easydel.infra.gguf_header import COUNT, NUMBER, SIZE, SIZES, TEXT, GGUFHeader, Kind, checked
+from easydel.infra.config_keys import Key
+from easydel.infra.gguf_header import COUNT, NUMBER, SIZE, SIZES, TEXT, GGUFHeader, checked
 from easydel.infra.problems import plain, shown
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -23,14 +24,14 @@ def hugging_face_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray
             f"{path}: general.architecture is {reprlib.repr(architecture)}, expected one of {', '.join(ARCHITECTURES)}."
         )
 
-    def need(key: str, kind: Kind = SIZE) -> Any:
+    def need(key: str, kind: Key = SIZE) -> Any:
         if f"{architecture}.{key}" not in metadata:
             raise ValueError(
                 f"{path} has no {architecture}.{key}, which a {architecture} model needs; convert it again."
             )
         return checked(path, f"{architecture}.{key}", metadata[f"{architecture}.{key}"], kind)
 
-    def optional(key: str, default: Any, kind: Kind = SIZE) -> Any:
+    def optional(key: str, default: Any, kind: Key = SIZE) -> Any:
         return need(key, kind) if f"{architecture}.{key}" in metadata else default
 
     experts = optional("expert_count", 0, COUNT)

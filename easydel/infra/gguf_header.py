@@ -3,13 +3,13 @@
 import math
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from easydel.infra.config_keys import Key
 from easydel.infra.problems import plain, shown
 
 _MAX_DIMENSIONS = 4
@@ -17,9 +17,6 @@ _MAX_VALUES = 1 << 24  # of one list; the largest vocabularies have some 260 000
 _MAX_ALIGNMENT = 1 << 20
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
-
-
-Kind = tuple[Callable[[Any], bool], str]
 
 
 def _is_whole(value: Any, least: int = 0, most: int = (1 << 31) - 1) -> bool:
@@ -30,26 +27,33 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-# What a value of the metadata may be, and its name in an error.
-COUNT: Kind = (_is_whole, "a whole number of at least 0")
-SIZE: Kind = (lambda value: _is_whole(value, 1), "a positive whole number")
-SIZES: Kind = (
-    lambda value: all(_is_whole(one, 0) for one in (value if isinstance(value, list) else [value])),
-    "a whole number of at least 0, or one a layer",
+COUNT = Key(expected="a whole number of at least 0", accepts=_is_whole)
+SIZE = Key(expected="a positive whole number", accepts=lambda value: _is_whole(value, 1))
+SIZES = Key(
+    expected="a whole number of at least 0, or one a layer",
+    accepts=lambda value: all(map(_is_whole, value if isinstance(value, list) else [value])),
 )
-ALIGNMENT: Kind = (lambda value: _is_whole(value, 1, _MAX_ALIGNMENT), f"a positive integer of at most {_MAX_ALIGNMENT}")
-NUMBER: Kind = (_is_number, "a finite number above 0")
-TEXT: Kind = (lambda value: isinstance(value, str), "text")
-FLAG: Kind = (lambda value: isinstance(value, bool), "true or false")
-TEXTS: Kind = (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of texts")
-NUMBERS: Kind = (lambda value: isinstance(value, list) and all(map(_is_whole, value)), "a list of whole numbers")
+ALIGNMENT = Key(
+    expected=f"a positive integer of at most {_MAX_ALIGNMENT}",
+    accepts=lambda value: _is_whole(value, 1, _MAX_ALIGNMENT),
+)
+NUMBER = Key(expected="a finite number above 0", accepts=_is_number)
+TEXT = Key(expected="text", accepts=lambda value: isinstance(value, str))
+FLAG = Key(expected="true or false", accepts=lambda value: isinstance(value, bool))
+TEXTS = Key(
+    expected="a list of texts",
+    accepts=lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+)
+NUMBERS = Key(
+    expected="a list of whole numbers",
+    accepts=lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+)
 
 
-def checked(path: Path, key: str, value: Any, kind: Kind) -> Any:
+def checked(path: Path, key: str, value: Any, kind: Key) -> Any:
     """A value of a file's metadata, where it is of the right kind; else the `ValueError` that every such value gets."""
-    is_right, expected = kind
-    if not is_right(value):
-        raise ValueError(f"{path}: {plain(key)}={shown(value)}, expected {expected}; the file is damaged.")
+    if not kind.accepts(value):
+        raise ValueError(f"{path}: {plain(key)}={shown(value)}, expected {kind.expected}; the file is damaged.")
     return value
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from easydel.infra.gguf_header import COUNT, FLAG, NUMBERS, SIZE, TEXT, TEXTS, Kind, checked, read_header
+from easydel.infra.config_keys import Key
+from easydel.infra.gguf_header import COUNT, FLAG, NUMBERS, SIZE, TEXT, TEXTS, checked, read_header
 
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -141,13 +142,13 @@ def _splitter(pre_tokenizer: PreTokenizer) -> pre_tokenizers.PreTokenizer:
     return byte_level
 
 
-def _need(path: Path, metadata: Mapping[str, Any], key: str, kind: Kind) -> list[Any]:
+def _need(path: Path, metadata: Mapping[str, Any], key: str, kind: Key) -> list[Any]:
     if f"tokenizer.ggml.{key}" not in metadata:
         raise ValueError(f"{path} has no tokenizer.ggml.{key}; pass the folder of the model's own tokenizer.")
     return checked(path, f"tokenizer.ggml.{key}", metadata[f"tokenizer.ggml.{key}"], kind)
 
 
-def _optional(path: Path, metadata: Mapping[str, Any], key: str, kind: Kind, default: Any) -> Any:
+def _optional(path: Path, metadata: Mapping[str, Any], key: str, kind: Key, default: Any) -> Any:
     return checked(path, key, metadata[key], kind) if key in metadata else default
 
 

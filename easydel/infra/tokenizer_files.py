@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from easydel.infra.checkpoint_files import read_json
+from easydel.infra.config_keys import Key
 from easydel.infra.problems import listed, plain, shown
 
 # Any one of them is enough for a fast tokenizer; tokenizer_config.json alone is not.
@@ -24,7 +24,6 @@ TEMPLATE_FILES = (TEMPLATE, "chat_template.json")
 # Everything a tokenizer is read from; nothing else is copied beside a model, code least of all.
 TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "sentencepiece.bpe.model", *SETTING_FILES, *TEMPLATE_FILES)
 MOST_BYTES = 1 << 29
-SIDES = ("left", "right")
 MOST_TOKENS = 1 << 31
 TOKEN_KEYS = frozenset({"__type", "content", "id", "lstrip", "normalized", "rstrip", "single_word", "special"})
 
@@ -77,9 +76,9 @@ def setting_problems(settings: Mapping[str, Any]) -> list[str]:
     """List the wrong settings of a ``tokenizer_config.json`` or ``special_tokens_map.json``, one a line."""
     problems = []
     for name, value in settings.items():
-        is_right, expected = EXPECTED.get(name, (_is_token, TOKEN) if name.endswith("_token") else (None, ""))
-        if value is not None and is_right is not None and not is_right(value):
-            problems.append(f"{plain(name)} is {shown(value)}, expected {expected}")
+        key = EXPECTED.get(name, TOKEN if name.endswith("_token") else None)
+        if value is not None and key is not None and not key.accepts(value):
+            problems.append(f"{plain(name)} is {shown(value)}, expected {key.expected}")
     return problems
 
 
@@ -92,10 +91,6 @@ def added_token_problems(tokens: Mapping[str, Any]) -> list[str]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 def _is_id(value: Any) -> bool:
@@ -121,7 +116,7 @@ def _are_tokens_by_id(value: Any) -> bool:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _is_template(value: Any) -> bool:
@@ -136,15 +131,14 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and Path(name).name == name for name in value)
 
 
-Check = tuple[Callable[[Any], bool], str]
-TOKEN = "a token, as text or as an object with its content and the keys of a token"
-TOKENS: Check = (_are_tokens, "a list of tokens, none of them empty")
-FLAG: Check = (_is_flag, "true or false")
-TEXT: Check = (_is_text, "text")
-SIDE: Check = (lambda value: value in SIDES, "left or right")
+TOKEN = Key(expected="a token, as text or as an object with its content and the keys of a token", accepts=_is_token)
+TOKENS = Key(expected="a list of tokens, none of them empty", accepts=_are_tokens)
+FLAG = Key(expected="true or false", accepts=lambda value: isinstance(value, bool))
+TEXT = Key(expected="text", accepts=_is_text)
+SIDE = Key(expected="left or right", accepts=lambda value: value in ("left", "right"))
 # Arguments of a tokenizer's class that no file of a model sets: they open other files or replace its parts.
-NEVER: Check = (lambda value: value in ([], {}), "nothing: no file of a model sets this")
-EXPECTED: dict[str, Check] = {
+NEVER = Key(expected="nothing: no file of a model sets this", accepts=lambda value: value in ([], {}))
+EXPECTED: dict[str, Key] = {
     "add_bos_token": FLAG,
     "add_eos_token": FLAG,
     "add_prefix_space": FLAG,
@@ -153,15 +147,19 @@ EXPECTED: dict[str, Check] = {
     "tokenizer_class": TEXT,
     "padding_side": SIDE,
     "truncation_side": SIDE,
-    "model_max_length": (_is_length, "a number above 0"),
+    "model_max_length": Key(expected="a number above 0", accepts=_is_length),
     "additional_special_tokens": TOKENS,
     "extra_special_tokens": TOKENS,
     "model_specific_special_tokens": TOKENS,
-    "added_tokens_decoder": (_are_tokens_by_id, "tokens with their content and the keys of a token, by token id"),
-    "chat_template": (_is_template, "a template, or a list of templates with their names"),
-    "auto_map": (lambda value: isinstance(value, (list, dict)), "a list or an object"),
-    "fast_tokenizer_files": (_are_names, "names of files of the folder"),
-    "model_input_names": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of names"),
+    "added_tokens_decoder": Key(
+        expected="tokens with their content and the keys of a token, by token id", accepts=_are_tokens_by_id
+    ),
+    "chat_template": Key(expected="a template, or a list of templates with their names", accepts=_is_template),
+    "auto_map": Key(expected="a list or an object", accepts=lambda value: isinstance(value, (list, dict))),
+    "fast_tokenizer_files": Key(expected="names of files of the folder", accepts=_are_names),
+    "model_input_names": Key(
+        expected="a list of names", accepts=lambda value: isinstance(value, list) and all(map(_is_text, value))
+    ),
     "gguf_file": NEVER,
     "init_inputs": NEVER,
     "tokenizer_object": NEVER,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from easydel.infra.config_keys import Key
 from easydel.infra.mesh import parameter_path
 from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, as_python
 
@@ -67,35 +68,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
 
 
-SHARE = ("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+SHARE = Key(expected="a number from 0 to below 1", accepts=lambda value: _is_number(value) and 0 <= value < 1)
 # float32 holds it: an eps that is 0 there divides 0 by 0 where a gradient is 0.
-ABOVE_ZERO = (
-    "a number above 0 that float32 holds",
-    lambda value: _is_number(value) and value >= SMALLEST_FLOAT,
+ABOVE_ZERO = Key(
+    expected="a number above 0 that float32 holds",
+    accepts=lambda value: _is_number(value) and value >= SMALLEST_FLOAT,
 )
-TRUTH = ("True or False", lambda value: isinstance(value, bool))
+TRUTH = Key(expected="True or False", accepts=lambda value: isinstance(value, bool))
 # Only first moments can be had in 16 bits: a second moment moves by less than a bfloat16 can show.
-MOMENT_DTYPE = ("'float32' or 'bfloat16'", lambda value: value in ("float32", "bfloat16"))
+MOMENT_DTYPE = Key(expected="'float32' or 'bfloat16'", accepts=lambda value: value in ("float32", "bfloat16"))
 
 
-def _or_none(kind: tuple[str, Callable[[Any], bool]]) -> tuple[str, Callable[[Any], bool]]:
-    expected, admits = kind
-    return f"None or {expected}", lambda value: value is None or admits(value)
+def _or_none(key: Key) -> Key:
+    return Key(expected=f"None or {key.expected}", accepts=lambda value: value is None or key.accepts(value))
 
 
-# Argument of an optimiser -> what it may be, in words and as a check.
-EXTRA_KWARGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+# Argument of an optimiser -> what it may be.
+EXTRA_KWARGS: dict[str, Key] = {
     "b1": SHARE,
     "b2": SHARE,
     "eps": ABOVE_ZERO,
-    "eps_root": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
+    "eps_root": Key(expected="a number of at least 0", accepts=lambda value: _is_number(value) and value >= 0),
     "nesterov": TRUTH,
     "mu_dtype": MOMENT_DTYPE,
-    "min_dim_size_to_factor": (
-        "a whole number of at least 1",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_INT,
+    "min_dim_size_to_factor": Key(
+        expected="a whole number of at least 1",
+        accepts=lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_INT,
     ),
-    "decay_rate": ("a number above 0 and below 1", lambda value: _is_number(value) and SMALLEST_FLOAT <= value < 1),
+    "decay_rate": Key(
+        expected="a number above 0 and below 1",
+        accepts=lambda value: _is_number(value) and SMALLEST_FLOAT <= value < 1,
+    ),
     "clipping_threshold": _or_none(ABOVE_ZERO),
     "multiply_by_parameter_scale": TRUTH,
     "momentum": _or_none(SHARE),
@@ -176,10 +179,9 @@ def check_optimizer_kwargs(optimizer: str, kwargs: Mapping[str, Any]) -> None:
             f"it takes {', '.join(accepted)}."
         )
     bad = [
-        f"{name}={as_python(value)}, expected {expected}"
+        f"{name}={as_python(value)}, expected {EXTRA_KWARGS[name].expected}"
         for name, value in kwargs.items()
-        for expected, admits in [EXTRA_KWARGS[name]]
-        if not admits(value)
+        if not EXTRA_KWARGS[name].accepts(value)
     ]
     if bad:
         raise ValueError(f"extra_optimizer_kwargs has {'; '.join(bad)}.")
