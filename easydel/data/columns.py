@@ -9,15 +9,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .context import CONTEXT_COLUMNS, MEDIA_COLUMNS
+from .context import CONTEXT_COLUMNS
 from .faults import BadRow, describe, in_quotes
-from .messages import is_list
+from .messages import MEDIA, is_list
 from .nested import is_given, read_json_text, without_nulls
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 ID_FIELDS = tuple(f"{field}_ids" for field in PAIR_FIELDS)
 OPTION_COLUMNS = ("tools", "chat_template_kwargs", "weight", "ref_chosen_logps", "ref_rejected_logps")
-READ_COLUMNS = frozenset({*PAIR_FIELDS, *OPTION_COLUMNS, *CONTEXT_COLUMNS, *MEDIA_COLUMNS})
+READ_COLUMNS = frozenset({*PAIR_FIELDS, *OPTION_COLUMNS, *CONTEXT_COLUMNS, *MEDIA})
 
 LARGEST_FLOAT32, SMALLEST_FLOAT32 = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 

@@ -12,7 +12,6 @@ from .nested import is_given, read_json_text, without_nulls
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = (*SYSTEM_COLUMNS, "history", "documents")
-MEDIA_COLUMNS = MEDIA
 # What other data sets call these columns; only ever suggested, never read.
 OTHER_NAMES = {
     "functions": "tools",
@@ -87,7 +86,7 @@ def read_context(row: Mapping[str, Any]) -> Context:
 
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raise `BadRow` for a row with images, sound or video: only text is trained on."""
-    for column in MEDIA_COLUMNS:
+    for column in MEDIA:
         if column in row and is_given(row[column]):
             raise BadRow(
                 column,

@@ -232,7 +232,7 @@ def _read_messages(value: Any, field: str) -> list[Message] | None:
 
 
 def _refuse_one_in_text(columns: Mapping[str, Any], messages: Mapping[str, list[Message] | None]) -> None:
-    """Raise `BadRow` where one completion is messages as JSON text and the other plain text: is JSON the answer?"""
+    """Raise `BadRow` where one completion is messages as JSON text and the other plain text; either may be meant."""
     for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if isinstance(columns[one], str) and messages[one] is not None and messages[other] is None:
             raise BadRow(
@@ -261,8 +261,8 @@ def _split_prefill(
         raise BadRow(
             "prompt",
             "wrong type",
-            '"prompt" ends in an assistant message, with which chosen and rejected can only go on where it is text and '
-            "each of them is one assistant message. End the prompt with the turn that is to be answered.",
+            '"prompt" ends in an assistant message, which "chosen" and "rejected" can continue only where it is text '
+            "and each of them is one assistant message. End the prompt with the turn that is to be answered.",
         )
     prefill = opening["content"]
     if not prefill.strip():

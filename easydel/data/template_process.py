@@ -179,10 +179,6 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() == owner:  # else this is a fork that never asked anything
         process.kill()
         process.wait()
-    _close(process)
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
@@ -230,7 +226,7 @@ def _wait(pipe: int, deadline: float) -> None:
         raise TimeoutError
 
 
-# One process serves all transforms of this one.
+# One process serves all transforms of this one. The reference is weak, so that it ends when nobody holds it.
 _shared: weakref.WeakValueDictionary[str, TemplateProcess] = weakref.WeakValueDictionary()
 
 
