@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .faults import BadRow, describe, in_quotes
-from .messages import MEDIA, SYSTEM_ROLES, Message, is_list, is_message_list, normalise_messages, what_is_said
+from .messages import (
+    MEDIA,
+    SYSTEM_ROLES,
+    Message,
+    begins_with,
+    is_list,
+    is_message_list,
+    normalise_messages,
+    what_is_said,
+)
 from .nested import is_given, read_json_text, without_nulls
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
@@ -47,7 +56,7 @@ class Context:
         """
         opening = [message for message in prompt[:1] if message["role"] in SYSTEM_ROLES]
         turns = prompt[len(opening) :]
-        if self.history and not _begins_with(turns, self.history):
+        if self.history and not begins_with(turns, [*map(what_is_said, self.history)]):
             if any(message["role"] == "assistant" for message in turns):
                 raise BadRow(
                     "history",
@@ -173,7 +182,3 @@ def _documents(row: Mapping[str, Any]) -> list[Any] | None:
 def _has_text(document: object) -> bool:
     texts = document.values() if isinstance(document, Mapping) else [document]
     return any(isinstance(text, str) and text.strip() for text in texts)
-
-
-def _begins_with(messages: Sequence[Message], start: Sequence[Message]) -> bool:
-    return [*map(what_is_said, messages[: len(start)])] == [*map(what_is_said, start)]

@@ -88,6 +88,11 @@ def what_is_said(message: Message) -> tuple[object, ...]:
     return message["role"], message["content"].strip(), reasoning, calls
 
 
+def begins_with(messages: Sequence[Message], said: Sequence[tuple[object, ...]]) -> bool:
+    """True where the first turns say what `said` has of each turn; see `what_is_said`."""
+    return [what_is_said(message) for message in messages[: len(said)]] == list(said)
+
+
 def read_call(call: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Name and arguments of a normalised tool call."""
     function = call.get("function", call)

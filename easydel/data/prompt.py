@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .faults import BadRow
-from .messages import SYSTEM_ROLES, Message, what_is_said
+from .messages import SYSTEM_ROLES, Message, begins_with, what_is_said
 
 
 def common_prefix_length(first: str, second: str) -> int:
@@ -148,18 +148,14 @@ def _without_repeated_prompt(
     if prompt and prompt[-1]["role"] == "assistant" and chosen and chosen[0]["role"] != "assistant":
         # A turn that the answers go on with: whole conversations hold it as the beginning of their answer.
         sides, earlier = (chosen, rejected), said[:-1]
-        if not all(_begins_with(side, said) for side in sides) and all(_begins_with(side, earlier) for side in sides):
+        if not all(begins_with(side, said) for side in sides) and all(begins_with(side, earlier) for side in sides):
             return prompt, chosen[len(earlier) :], rejected[len(earlier) :]
     if prompt and chosen and chosen[0]["role"] != "assistant":
         for cut in range(shared_messages(chosen, rejected), len(prompt) - 1, -1):
-            if _begins_with(chosen[cut - len(prompt) :], said):
+            if begins_with(chosen[cut - len(prompt) :], said):
                 return chosen[:cut], chosen[cut:], rejected[cut:]
     return prompt, _without_start(chosen, said), _without_start(rejected, said)
 
 
 def _without_start(messages: list[Message], said: list[tuple[object, ...]]) -> list[Message]:
-    return messages[len(said) :] if _begins_with(messages, said) else messages
-
-
-def _begins_with(messages: Sequence[Message], said: list[tuple[object, ...]]) -> bool:
-    return [what_is_said(message) for message in messages[: len(said)]] == said
+    return messages[len(said) :] if begins_with(messages, said) else messages
