@@ -45,17 +45,19 @@ def _load(folder: Path) -> None:
     AutoEasyDeLModelForCausalLM.from_pretrained(str(folder))
 
 
+def _bytes_of(content: Any) -> bytes:
+    """What a JSON file holds: the content, or damaged bytes in hexadecimal."""
+    is_raw = isinstance(content, dict) and "raw" in content
+    return bytes.fromhex(content["raw"]) if is_raw else json_text(content).encode()
+
+
 def configs(work: Path) -> Any:
     """config.json, of every family and kind of rotary embedding."""
     folder = _folder(work)
     plain = json.loads((folder / CONFIG).read_text())
 
     def run(content: Any) -> Any:
-        given = (
-            bytes.fromhex(content["raw"])
-            if isinstance(content, dict) and "raw" in content
-            else json_text(content).encode()
-        )
+        given = _bytes_of(content)
         (folder / CONFIG).write_bytes(given)
         _load(folder)
 
@@ -81,11 +83,7 @@ def indices(work: Path) -> Any:
     ]
 
     def run(content: Any) -> Any:
-        given = (
-            bytes.fromhex(content["raw"])
-            if isinstance(content, dict) and "raw" in content
-            else json_text(content).encode()
-        )
+        given = _bytes_of(content)
         (folder / INDEX).write_bytes(given)
         _load(folder)
         used = set(json.loads(given)["weight_map"].values())
