@@ -269,7 +269,7 @@ def test_a_parquet_file_whose_runs_unpack_to_a_bomb_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.parquet", gzip.compress(b"x"), "is gzip-compressed, not a Parquet file"),
+        ("a.parquet", gzip.compress(b"x", mtime=0), "is gzip-compressed, not a Parquet file"),
         ("a.arrow", b"PAR1....PAR1", "is a Parquet file, not an Arrow file"),
         ("a.arrow", pickle.dumps([{"a": 1}]), "is a Python pickle, which is never opened"),
         ("a.parquet", b"<!DOCTYPE html><html>", "is a web page"),
