@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from benchmarks.suite.made import made_row, small_model, tokenizer_of_ids
 from easydel import DPOConfig, DPOTrainer, TrainerCallback
-from easydel.data.loader import BatchIterator
+from easydel.data.batching.loader import BatchIterator
 
 VOCABULARY = 512
 WARM_UP = 20  # updates that compile, or find the caches of the processor cold

@@ -24,10 +24,10 @@ from benchmarks.suite.measurement import Stopwatch, was_held_up
 from benchmarks.suite.rows import DATA, SETS, choose
 from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
 from easydel.data import PreferenceTransform
-from easydel.data.packing import PackingLayout, pack
-from easydel.infra.download import smollm2_135m_instruct
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.modules import decoder
-from easydel.ops import tree_attention_xla
+from easydel.ops.attention import xla as tree_attention_xla
+from easydel.weights.download import smollm2_135m_instruct
 
 RESULTS = Path(__file__).parent / "results"
 SCAN = jax.lax.scan

@@ -62,20 +62,20 @@ def write_files(folder: Path, rows: int) -> None:
 
 
 def load_tokenizer():
-    from easydel.infra.download import smollm2_135m_instruct
-    from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
+    from easydel.weights.download import smollm2_135m_instruct
+    from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
 
     return tokenizer_from_gguf(smollm2_135m_instruct())
 
 
 def ours(data: object, tokenizer) -> Batches:
     """The loader of the trainer on a file or a dataset."""
-    from easydel.data.collate import Collator
-    from easydel.data.huggingface import HuggingFaceSource
-    from easydel.data.loader import PreferenceLoader
-    from easydel.data.open_source import open_source
-    from easydel.data.packing import PackingLayout
-    from easydel.data.preference import PreferenceTransform
+    from easydel.data.batching.collate import Collator
+    from easydel.data.batching.loader import PreferenceLoader
+    from easydel.data.batching.packing import PackingLayout
+    from easydel.data.preference.transform import PreferenceTransform
+    from easydel.data.sources.huggingface import HuggingFaceSource
+    from easydel.data.sources.open_source import open_source
 
     source = open_source(data) if isinstance(data, Path) else HuggingFaceSource(data)
     collate = Collator(PackingLayout(tokenizer.pad_token_id), len(tokenizer))

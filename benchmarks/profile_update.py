@@ -50,8 +50,8 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.suite.arithmetic import flops_by_part
     from benchmarks.suite.rows import SETS, choose, write_rows
     from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, load_tokenizer
-    from easydel.infra.download import smollm2_135m_instruct
     from easydel.infra.mesh import put_batch
+    from easydel.weights.download import smollm2_135m_instruct
 
     cache = tempfile.TemporaryDirectory(prefix="easydel-profile-")
     folder = smollm2_135m_instruct()

@@ -16,9 +16,9 @@ import numpy as np
 from datasets import Dataset
 
 from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, load_tokenizer, open_source
-from easydel.data.packing import Batch, PackingLayout, pack
-from easydel.data.preference import PreferencePair
-from easydel.infra.download import smollm2_135m_instruct
+from easydel.data.batching.packing import Batch, PackingLayout, pack
+from easydel.data.preference.transform import PreferencePair
+from easydel.weights.download import smollm2_135m_instruct
 
 DATA = Path(__file__).parents[1] / "examples/data/train.jsonl"
 WARM_UP = 2  # the first compiles, and scores what the others look up

@@ -144,7 +144,7 @@ def main() -> None:
         return
 
     from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
-    from easydel.infra.download import smollm2_135m_instruct
+    from easydel.weights.download import smollm2_135m_instruct
 
     name = str(smollm2_135m_instruct())
     with tempfile.TemporaryDirectory() as folder:

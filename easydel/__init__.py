@@ -22,12 +22,12 @@ _PUBLIC = {
     "MistralForCausalLM": "easydel.modules.mistral",
     "Qwen2ForCausalLM": "easydel.modules.qwen2",
     "Qwen3ForCausalLM": "easydel.modules.qwen3",
-    "ShardedDataSource": "easydel.data.sources",
+    "ShardedDataSource": "easydel.data.sources.base",
     "Trainer": "easydel.trainers.trainer",
-    "TrainerCallback": "easydel.trainers.callbacks",
+    "TrainerCallback": "easydel.trainers.callbacks.callback",
     "TrainingArguments": "easydel.trainers.training_arguments",
-    "load_tokenizer": "easydel.infra.tokenizer",
-    "open_source": "easydel.data.open_source",
+    "load_tokenizer": "easydel.weights.tokenizer",
+    "open_source": "easydel.data.sources.open_source",
 }
 __all__ = [
     "AutoEasyDeLModelForCausalLM",
@@ -49,22 +49,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from easydel.data.open_source import open_source
-    from easydel.data.sources import ShardedDataSource
+    from easydel.data.sources.base import ShardedDataSource
+    from easydel.data.sources.open_source import open_source
     from easydel.infra.base_config import EasyDeLBaseConfig
     from easydel.infra.base_module import EasyDeLBaseModule
     from easydel.infra.base_state import EasyDeLState
-    from easydel.infra.tokenizer import load_tokenizer
     from easydel.modules.auto import AutoEasyDeLModelForCausalLM
     from easydel.modules.llama import LlamaForCausalLM
     from easydel.modules.mistral import MistralForCausalLM
     from easydel.modules.qwen2 import Qwen2ForCausalLM
     from easydel.modules.qwen3 import Qwen3ForCausalLM
-    from easydel.trainers.callbacks import TrainerCallback
+    from easydel.trainers.callbacks.callback import TrainerCallback
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
     from easydel.trainers.trainer import Trainer
     from easydel.trainers.training_arguments import TrainingArguments
+    from easydel.weights.tokenizer import load_tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from easydel.data.preference import PreferencePair
-from easydel.infra.download import DownloadError, smollm2_135m_instruct
-from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
+from easydel.data.preference.transform import PreferencePair
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.weights.download import DownloadError, smollm2_135m_instruct
+from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
 from tests.tiny import make_rows, make_tokenizer, random_pair, tiny_config
 
 # No test touches the user's own cache; each has one of its own, so that none profits from what another one kept.

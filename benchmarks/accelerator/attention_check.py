@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.shapes import SHAPES, Shape, made_pairs
-from easydel.data.packing import PackingLayout, pack
-from easydel.ops.tree_attention_form import Form, device_form
-from easydel.ops.tree_attention_tpu import tree_attention_tpu
-from easydel.ops.tree_attention_xla import tree_attention_xla
+from easydel.data.batching.packing import PackingLayout, pack
+from easydel.ops.attention.backends import Form, device_form
+from easydel.ops.attention.tpu import tree_attention_tpu
+from easydel.ops.attention.xla import tree_attention_xla
 
 WINDOWS = (None, 100)
 

@@ -23,12 +23,12 @@ from benchmarks.accelerator.kernel_shares import kernel_shares
 from benchmarks.accelerator.shapes import LEARNING_RATE, SHAPES, made_pairs
 from benchmarks.accelerator.variants import VARIANTS, Variant
 from easydel import DPOConfig
-from easydel.data.packing import PackingLayout, pack
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
-from easydel.ops.tree_attention_xla import tree_attention_xla
-from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
+from easydel.ops.attention.xla import tree_attention_xla
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from easydel.data.packing import Batch, PackingLayout
+from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.infra.base_config import EasyDeLBaseConfig
 
 

@@ -18,7 +18,7 @@ from benchmarks.suite.arithmetic import update_bytes, update_flops
 from benchmarks.suite.made import made_row, small_model, tokenizer_of_ids
 from benchmarks.suite.measurement import Stopwatch, forget_peak_memory, held_memory, peak_memory, was_held_up
 from easydel import DPOConfig, DPOTrainer
-from easydel.data.packing import PackingLayout
+from easydel.data.batching.packing import PackingLayout
 from easydel.infra.mesh import put_batch
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
-from easydel.infra.download import smollm2_135m_instruct
+from easydel.weights.download import smollm2_135m_instruct
 
 
 def write_model_folder(folder: Path) -> Any:

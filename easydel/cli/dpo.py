@@ -13,10 +13,10 @@ from easydel.cli.flags import parse_flags
 from easydel.cli.inputs import open_mixture, open_rows, open_tokenizer
 from easydel.cli.options import Section, own_options
 from easydel.cli.request import layers, require_options
-from easydel.infra.user_path import user_path
+from easydel.paths import user_path
 
 if TYPE_CHECKING:
-    from easydel.data.sources import ShardedDataSource
+    from easydel.data.sources.base import ShardedDataSource
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
     from easydel.trainers.trainer import TrainerOutput
@@ -89,7 +89,7 @@ def run_dpo(arguments: Sequence[str]) -> int:
     """
     run, config = read_request(arguments)
 
-    from easydel.trainers.run_folder import check_save_directory
+    from easydel.trainers.run.folder import check_save_directory
 
     with refusing(OSError):
         check_save_directory(str(config.save_directory))
@@ -105,7 +105,7 @@ def run_dpo(arguments: Sequence[str]) -> int:
 
 def _train(trainer: DPOTrainer, run: RunOptions) -> TrainerOutput:
     from easydel.infra.state_files import WriteError
-    from easydel.trainers.direct_preference_optimization_trainer.reference_cache import ReferenceCacheError
+    from easydel.trainers.direct_preference_optimization_trainer.reference.cache import ReferenceCacheError
     from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError
 
     with refusing(ValueError, OSError):
@@ -138,7 +138,7 @@ def _require_room(trainer: DPOTrainer) -> None:
     """Refuse to train what could not be written at the end."""
     import jax
 
-    from easydel.trainers.run_folder import existing_folder
+    from easydel.trainers.run.folder import existing_folder
 
     folder = existing_folder(Path(str(trainer.arguments.save_directory)).expanduser().absolute())
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.model))
@@ -194,8 +194,8 @@ def _open_datasets(
     run: RunOptions, config: DPOConfig, tokenizer: Any
 ) -> tuple[ShardedDataSource, dict[str, ShardedDataSource]]:
     """The training set and the evaluation sets by name, their first rows looked at."""
-    from easydel.data.loader import check_first_rows
-    from easydel.data.preference import PreferenceTransform
+    from easydel.data.batching.loader import check_first_rows
+    from easydel.data.preference.transform import PreferenceTransform
 
     if isinstance(run.train_dataset, dict):
         train: ShardedDataSource = open_mixture(run.train_dataset)

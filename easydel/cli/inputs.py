@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from easydel.cli.failures import UsageError, refusing
-from easydel.infra.user_path import user_path
+from easydel.paths import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from easydel.data.mixture import MixtureSource
-    from easydel.data.sources import ShardedDataSource
+    from easydel.data.sources.base import ShardedDataSource
+    from easydel.data.sources.mixture import MixtureSource
 
 
 def open_tokenizer(model: str, chat_template: str | None) -> PreTrainedTokenizerFast:
     """The model's tokenizer, with the chat template of a file in place of its own if one is named."""
-    from easydel.infra.tokenizer import load_tokenizer
+    from easydel.weights.tokenizer import load_tokenizer
 
     with refusing(OSError, ValueError):
         tokenizer = load_tokenizer(model)
@@ -32,8 +32,8 @@ def read_chat_template(file: str) -> str:
     Raises:
       UsageError: it cannot be read, or is no template.
     """
-    from easydel.data.template_process import TemplateFailure, shared_process
-    from easydel.data.template_worker import TEMPLATE_CHARACTERS
+    from easydel.data.preference.template_process import TemplateFailure, shared_process
+    from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
 
     try:
         # A byte order mark would be rendered into every row.
@@ -56,7 +56,7 @@ def read_chat_template(file: str) -> str:
 
 def open_rows(files: str | Sequence[str]) -> ShardedDataSource:
     """The rows of one or more files."""
-    from easydel.data.open_source import open_source
+    from easydel.data.sources.open_source import open_source
 
     # ValueError covers unknown suffixes, DataError, and what pyarrow says of damaged files.
     with refusing(OSError, ValueError):
@@ -65,7 +65,7 @@ def open_rows(files: str | Sequence[str]) -> ShardedDataSource:
 
 def open_mixture(weights: Mapping[str, float]) -> MixtureSource:
     """The rows of several files, folders or globs in the proportions of their weights; prints how many of each."""
-    from easydel.data.mixture import MixtureSource
+    from easydel.data.sources.mixture import MixtureSource
 
     for file, weight in weights.items():
         if not weight > 0:

@@ -59,10 +59,10 @@ def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from easydel.data.columns import unread_columns
     from easydel.data.faults import RowFault, in_quotes
-    from easydel.data.preference import PreferenceTransform
-    from easydel.data.show import render_fault, render_pair
+    from easydel.data.preference.columns import unread_columns
+    from easydel.data.preference.show import render_fault, render_pair
+    from easydel.data.preference.transform import PreferenceTransform
 
     source = open_rows(file)
     if row < 0:

@@ -1,7 +1,10 @@
 """Rows in, tokenised preference pairs out: sources, the transform, faults, and how to show them."""
 
-from .faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
-from .files import (
+from easydel.data.faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
+from easydel.data.preference.show import render_fault, render_pair
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.sources.base import CompositeSource, ShardedDataSource
+from easydel.data.sources.files import (
     ArrowSource,
     CompressedJsonLinesSource,
     CsvSource,
@@ -9,12 +12,9 @@ from .files import (
     JsonSource,
     ParquetSource,
 )
-from .huggingface import HuggingFaceSource
-from .mixture import MixtureSource
-from .open_source import open_source
-from .preference import PreferencePair, PreferenceTransform
-from .show import render_fault, render_pair
-from .sources import CompositeSource, ShardedDataSource
+from easydel.data.sources.huggingface import HuggingFaceSource
+from easydel.data.sources.mixture import MixtureSource
+from easydel.data.sources.open_source import open_source
 
 __all__ = [
     "FAULT_REASONS",

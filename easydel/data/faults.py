@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .visible import visible
+from easydel.data.visible import visible
 
 FaultReason = Literal[
     "unreadable row",

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easydel.errors import shown
 from easydel.infra.config_keys import Key, mapping, number, only, read_keys, switch, text, whole
-from easydel.infra.problems import shown
-from easydel.ops.rotary import RotaryScaling
+from easydel.layers.rotary import RotaryScaling
 
 LARGEST_WIDTH = 2**24
 LARGEST_INDEX = 2**31 - 1  # token ids and positions are int32

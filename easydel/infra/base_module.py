@@ -17,15 +17,17 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from easydel.infra import adapter_files, generation, lora, quantize
+from easydel.errors import shown
+from easydel.inference import generation
 from easydel.infra.base_config import EasyDeLBaseConfig, hugging_face_keys
-from easydel.infra.checkpoint_files import CheckpointFiles, write_folder
 from easydel.infra.config_keys import is_harmless
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
-from easydel.infra.number_types import float_dtype
-from easydel.infra.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
-from easydel.infra.problems import shown
 from easydel.infra.trainable import split_trainable
+from easydel.layers import lora, quantize
+from easydel.weights import adapter_files
+from easydel.weights.folder import CheckpointFiles, write_folder
+from easydel.weights.number_types import float_dtype
+from easydel.weights.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
 
 if TYPE_CHECKING:
     from easydel.infra.base_state import EasyDeLState
@@ -200,7 +202,7 @@ class EasyDeLBaseModule(eqx.Module):
     def apply_lora_to_layers(
         self, rank: int, alpha: float | None = None, pattern: str | None = None, **options: Any
     ) -> Self:
-        """The same weights with fresh adapters on the layers that match; all options: `easydel.infra.lora.apply_lora`.
+        """The same weights with fresh adapters on the layers that match; all options: `easydel.layers.lora.apply_lora`.
 
         Example:
           ``model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj")``
@@ -219,7 +221,7 @@ class EasyDeLBaseModule(eqx.Module):
         return lora.without_adapters(self)
 
     def quantize(self, pattern: str | None = None) -> Self:
-        """The model with its layers' weights in 8 bits, to train adapters beside; see `easydel.infra.quantize`."""
+        """The model with its layers' weights in 8 bits, to train adapters beside; see `easydel.layers.quantize`."""
         return quantize.quantize(self, pattern)
 
     @property
@@ -228,11 +230,11 @@ class EasyDeLBaseModule(eqx.Module):
         return quantize.is_quantized(self)
 
     def save_adapter(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
-        """Write the adapters alone, in PEFT's format; see `easydel.infra.adapter_files.save_adapter`."""
+        """Write the adapters alone, in PEFT's format; see `easydel.weights.adapter_files.save_adapter`."""
         adapter_files.save_adapter(self, folder, base_model_name_or_path)
 
     def load_adapter(self, folder: str | Path) -> Self:
-        """This model with the adapters of a PEFT folder; see `easydel.infra.adapter_files.load_adapter`."""
+        """This model with the adapters of a PEFT folder; see `easydel.weights.adapter_files.load_adapter`."""
         return adapter_files.load_adapter(self, folder)
 
     @property
@@ -241,7 +243,7 @@ class EasyDeLBaseModule(eqx.Module):
         return bool(lora.adapters(self))
 
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """Continue prompts of token ids; `options` are those of `easydel.infra.generation.generate`."""
+        """Continue prompts of token ids; `options` are those of `easydel.inference.generation.generate`."""
         return generation.generate(self, prompts, **options)
 
     @property

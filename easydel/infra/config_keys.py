@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from easydel.infra.problems import listed, shown
+from easydel.errors import listed, shown
 
 REQUIRED = object()
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from easydel.infra.fingerprint import fingerprint
-from easydel.infra.lora import adapters
+from easydel.layers.lora import adapters
 
 if TYPE_CHECKING:
     from easydel.infra.base_module import EasyDeLBaseModule

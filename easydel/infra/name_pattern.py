@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import regex
 
-from easydel.infra.problems import shown
+from easydel.errors import shown
 
 LONGEST = 4096  # characters
 MOST_REPEATS = 1000  # product of all counts in braces: `regex` writes nested repeats out while it compiles

@@ -19,9 +19,9 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from easydel.errors import listed
 from easydel.infra.mesh import parameter_path
-from easydel.infra.problems import listed
-from easydel.infra.user_path import user_path
+from easydel.paths import user_path
 
 Tree = TypeVar("Tree", bound=PyTree)
 

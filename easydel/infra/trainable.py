@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from easydel.infra.linear import LoraAdapter
+from easydel.layers.linear import LoraAdapter
 
 Tree = TypeVar("Tree", bound=PyTree)
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from easydel.inference.generation import KeyValueCache
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.infra.generation import KeyValueCache
-from easydel.infra.linear import Linear
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
-from easydel.infra.quantized_weight import QuantizedWeight
-from easydel.ops.attention_residuals import keep_attention
-from easydel.ops.rotary import rotary_angles, rotary_frequencies, rotate
-from easydel.ops.tree_attention import tree_attention
+from easydel.layers.linear import Linear
+from easydel.layers.quantized_weight import QuantizedWeight
+from easydel.layers.rotary import rotary_angles, rotary_frequencies, rotate
+from easydel.ops.attention.residuals import keep_attention
+from easydel.ops.attention.tree_attention import tree_attention
 
 T = TypeVar("T")
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.

@@ -10,7 +10,7 @@ _PUBLIC = {
     "DPOConfig": f"{_DPO}.dpo_config",
     "DPOTrainer": f"{_DPO}.dpo_trainer",
     "Trainer": "easydel.trainers.trainer",
-    "TrainerCallback": "easydel.trainers.callbacks",
+    "TrainerCallback": "easydel.trainers.callbacks.callback",
     "TrainerOutput": "easydel.trainers.trainer_protocol",
     "TrainingArguments": "easydel.trainers.training_arguments",
 }
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from easydel.trainers.callbacks import TrainerCallback
+    from easydel.trainers.callbacks.callback import TrainerCallback
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
     from easydel.trainers.trainer import Trainer

@@ -25,20 +25,20 @@ from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.model_digest import model_digest
 from easydel.infra.state_files import WriteError
 from easydel.infra.trainable import copy_trainable, join, split_trainable
-from easydel.infra.user_path import user_path
+from easydel.paths import user_path
 from easydel.trainers.adapted_model import with_adapters
-from easydel.trainers.callbacks import LogLine, TrainerCallback, Watcher
-from easydel.trainers.checkpoints import check_intact, damaged_notes
+from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher
+from easydel.trainers.callbacks.progress import ProgressReporter
+from easydel.trainers.callbacks.stopping import stopping_callbacks
+from easydel.trainers.callbacks.trackers import TRACKERS
 from easydel.trainers.compiled_step import CompiledTrainingStep
 from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log_notes
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
-from easydel.trainers.progress import ProgressReporter
-from easydel.trainers.run_identity import OPTIONS_OF_A_SESSION, OPTIONS_OF_LAYOUT
-from easydel.trainers.run_record import RunRecord
-from easydel.trainers.stop_signals import StopSignals, interruption
-from easydel.trainers.stopping import stopping_callbacks
-from easydel.trainers.trackers import TRACKERS
+from easydel.trainers.run.checkpoints import check_intact, damaged_notes
+from easydel.trainers.run.identity import OPTIONS_OF_A_SESSION, OPTIONS_OF_LAYOUT
+from easydel.trainers.run.record import RunRecord
+from easydel.trainers.run.signals import StopSignals, interruption
 from easydel.trainers.trainer_hooks import TrainerHooks
 from easydel.trainers.trainer_protocol import (
     Batch,
@@ -484,7 +484,7 @@ class Trainer(TrainerHooks):
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
-            from easydel.infra.tokenizer import save_tokenizer  # imports transformers, which a run may do without
+            from easydel.weights.tokenizer import save_tokenizer  # imports transformers, which a run may do without
 
             save_tokenizer(self.processing_class, folder)
 

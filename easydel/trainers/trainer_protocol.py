@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from easydel.infra.base_state import EasyDeLState
-from easydel.trainers.callbacks import LogLine
+from easydel.trainers.callbacks.callback import LogLine
 
 Batch = dict[str, np.ndarray]
 DeviceBatch = dict[str, jax.Array]

@@ -169,8 +169,8 @@ class TrainingArguments:
             )
         self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
+        from easydel.trainers.callbacks.trackers import check_trackers
         from easydel.trainers.optimizers import check_optimizer_kwargs
-        from easydel.trainers.trackers import check_trackers
 
         check_trackers(self.report_to)
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)

@@ -16,8 +16,8 @@ from benchmarks.suite.rows import TextRow, choose, render, write_rows
 from benchmarks.suite.summary import spread, steady_updates
 from benchmarks.write_tables import PAGES, PLACE, RESULTS, with_tables
 from easydel.data import PreferenceTransform
-from easydel.data.packing import PackingLayout, pack
-from easydel.data.preference import PreferencePair
+from easydel.data.batching.packing import PackingLayout, pack
+from easydel.data.preference.transform import PreferencePair
 from tests.tiny import tiny_config
 
 

@@ -16,10 +16,10 @@ import easydel
 from easydel.cli import main
 from easydel.cli.inputs import read_chat_template
 from easydel.infra.state_files import WriteError
-from easydel.infra.tokenizer import load_tokenizer
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
 from easydel.trainers.trainer_protocol import NonFiniteError
+from easydel.weights.tokenizer import load_tokenizer
 
 from .conftest import ROWS, write_rows
 
@@ -269,7 +269,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_a_failed_run_with_its_model
     def full(*_):
         raise WriteError("1 (4.0 MB) could not be written: No space left on device (0.0 MB free)")
 
-    monkeypatch.setattr("easydel.trainers.checkpoints.start_saving", full)
+    monkeypatch.setattr("easydel.trainers.run.checkpoints.start_saving", full)
     run = ["--output", str(tmp_path / "out"), "--total-batch-size", "2", "--save-steps", "1"]
     assert dpo(model_folder, train_file, *run) == 1
     assert "No space left on device (0.0 MB free). The trained model" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from easydel.cli.dpo import DATA_OPTIONS, RunOptions, read_request, run_sections
 from easydel.cli.failures import UsageError
-from easydel.data.preference import PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 
 NEEDED = ["--model", "m", "--train-dataset", "t.jsonl"]

@@ -12,10 +12,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from easydel.data.collate import Collator, RowCollator
-from easydel.data.packing import PackingLayout
-from easydel.data.preference import PreferenceTransform
-from easydel.data.template_process import shared_process
+from easydel.data.batching.collate import Collator, RowCollator
+from easydel.data.batching.packing import PackingLayout
+from easydel.data.preference.template_process import shared_process
+from easydel.data.preference.transform import PreferenceTransform
 
 SENTENCES = [
     "What is the capital of France? The capital of France is Paris.",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from easydel.data.faults import FAULT_REASONS, RowFault
-from easydel.data.preference import PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

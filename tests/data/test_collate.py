@@ -7,9 +7,9 @@ import grain
 import numpy as np
 import pytest
 
-from easydel.data.collate import Collator, ColumnCollator, RowCollator
+from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.data.faults import DataError
-from easydel.data.packing import PackingLayout, pack
 
 from .conftest import assert_same
 

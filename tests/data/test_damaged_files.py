@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from easydel.data.faults import DataError, UnreadableRow
-from easydel.data.open_source import open_source
+from easydel.data.sources.open_source import open_source
 
 ROWS = [
     {

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from easydel.data.batching.loader import PreferenceLoader, check_first_rows
 from easydel.data.faults import DataError, RowFault
-from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.loader import PreferenceLoader, check_first_rows
-from easydel.data.open_source import open_source
-from easydel.data.preference import PreferencePair
-from easydel.data.sources import ShardedDataSource
+from easydel.data.preference.transform import PreferencePair
+from easydel.data.sources.base import ShardedDataSource
+from easydel.data.sources.huggingface import HuggingFaceSource
+from easydel.data.sources.open_source import open_source
 
 
 class Numbers(ShardedDataSource):

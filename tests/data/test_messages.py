@@ -2,7 +2,7 @@
 
 import pytest
 
-from easydel.data.messages import normalise_messages
+from easydel.data.preference.messages import normalise_messages
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.faults import DataError
-from easydel.data.files import JsonLinesSource
-from easydel.data.loader import PreferenceLoader
-from easydel.data.mixture import MixtureSource
-from easydel.data.open_source import open_source
-from easydel.data.sources import ShardedDataSource
+from easydel.data.sources.base import ShardedDataSource
+from easydel.data.sources.files import JsonLinesSource
+from easydel.data.sources.mixture import MixtureSource
+from easydel.data.sources.open_source import open_source
 from tests.data.test_loader import Numbers, collate, transform
 
 

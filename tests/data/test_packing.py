@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydel.data.packing import PackingLayout, assign_rows, choose_rows, pack, row_lengths
-from easydel.data.preference import PreferencePair
+from easydel.data.batching.packing import PackingLayout, assign_rows, choose_rows, pack, row_lengths
+from easydel.data.preference.transform import PreferencePair
 from tests.tiny import random_pair
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydel.data.faults import RowFault
-from easydel.data.preference import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from easydel.data import remote
 from easydel.data.faults import DataError
-from easydel.data.open_source import open_source
+from easydel.data.sources import remote
+from easydel.data.sources.open_source import open_source
 
 ROWS = [{"prompt": f"question {n}", "chosen": "yes", "rejected": "no"} for n in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

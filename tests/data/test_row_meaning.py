@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from transformers import AddedToken
 
-from easydel.data.columns import unread_columns
 from easydel.data.faults import RowFault, describe
-from easydel.data.preference import PreferencePair, PreferenceTransform
-from easydel.data.show import render_fault, render_pair
+from easydel.data.preference.columns import unread_columns
+from easydel.data.preference.show import render_fault, render_pair
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
 from easydel.data.visible import visible
 
 pytestmark = pytest.mark.usefixtures("one_renderer")

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from easydel.data.faults import RowFault
-from easydel.data.preference import PreferenceTransform
-from easydel.data.show import render_fault, render_pair
+from easydel.data.preference.show import render_fault, render_pair
+from easydel.data.preference.transform import PreferenceTransform
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

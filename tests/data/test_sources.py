@@ -19,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easydel.data import byte_index, text_files
-from easydel.data import files as file_sources
 from easydel.data.faults import DataError, UnreadableRow
-from easydel.data.files import CompressedJsonLinesSource, CsvSource, JsonLinesSource, JsonSource, ParquetSource
-from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.open_source import open_source
-from easydel.data.sources import CompositeSource, ShardedDataSource
+from easydel.data.sources import byte_index, text_files
+from easydel.data.sources import files as file_sources
+from easydel.data.sources.base import CompositeSource, ShardedDataSource
+from easydel.data.sources.files import CompressedJsonLinesSource, CsvSource, JsonLinesSource, JsonSource, ParquetSource
+from easydel.data.sources.huggingface import HuggingFaceSource
+from easydel.data.sources.open_source import open_source
 
 ROWS = [
     {"prompt": f'question {n}\nin two lines, with "quotes"', "chosen": "é🎈\u2028 " * n + "yes", "rejected": "no"}

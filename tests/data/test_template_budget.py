@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from easydel.data.chat_renderer import ChatRenderer
+from easydel.data.batching.loader import check_first_rows
 from easydel.data.faults import BadRow, DataError, RowFault
-from easydel.data.loader import check_first_rows
-from easydel.data.preference import PreferencePair, PreferenceTransform
-from easydel.data.sources import ShardedDataSource
-from easydel.data.template_process import TemplateFailure, TemplateProcess, shared_process
-from easydel.data.template_worker import TEMPLATE_CHARACTERS
+from easydel.data.preference.chat_renderer import ChatRenderer
+from easydel.data.preference.template_process import TemplateFailure, TemplateProcess, shared_process
+from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.sources.base import ShardedDataSource
 
 from .conftest import _make_tokenizer
 from .test_template_rendering import CHATML, say, special_tokens
@@ -317,7 +317,7 @@ def test_a_transform_keeps_its_time_when_it_is_copied(chatml):
 
 def test_the_process_dies_with_the_one_that_made_it_however_that_dies():
     code = (
-        "import os, sys\nfrom easydel.data.template_process import TemplateProcess\n"
+        "import os, sys\nfrom easydel.data.preference.template_process import TemplateProcess\n"
         "process = TemplateProcess(); process.compile('x')\nprint(process._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9) if sys.argv[1] == 'killed' else None"
     )

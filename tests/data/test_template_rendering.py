@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from easydel.data.chat_renderer import ChatRenderer, shows_time
 from easydel.data.faults import BadRow
+from easydel.data.preference.chat_renderer import ChatRenderer, shows_time
 
 NOW = datetime.datetime(2025, 3, 1, 12, 30)
 

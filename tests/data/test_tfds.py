@@ -8,7 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import grain
 import pytest
 
-from easydel.data.collate import ColumnCollator
+from easydel.data.batching.collate import ColumnCollator
 
 from .conftest import assert_same
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from easydel.data.faults import BadRow
-from easydel.data.split import PairTokens
-from easydel.data.truncate import Limits, truncate_pair
+from easydel.data.preference.split import PairTokens
+from easydel.data.preference.truncate import Limits, truncate_pair
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM, LlamaForCausalLM
-from easydel.infra.lora import adapters
+from easydel.layers.lora import adapters
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "peft_adapter"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from easydel.infra import download
-from easydel.infra.gguf import GGUFCheckpoint, unpermute_rotary
-from easydel.infra.gguf_header import read_header
-from easydel.infra.gguf_tokenizer import tokenizer_from_gguf
+from easydel.weights import download
+from easydel.weights.gguf.checkpoint import GGUFCheckpoint, unpermute_rotary
+from easydel.weights.gguf.header import read_header
+from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
@@ -640,7 +640,7 @@ def test_a_tokenizer_of_another_kind_is_refused_by_its_key(
 ) -> None:
     read = read_header(write_tokenizer(tmp_path / "t.gguf"))
     changed = dataclasses.replace(read, metadata=read.metadata | {key: value})
-    monkeypatch.setattr("easydel.infra.gguf_tokenizer.read_header", lambda path: changed)
+    monkeypatch.setattr("easydel.weights.gguf.tokenizer.read_header", lambda path: changed)
     with pytest.raises(ValueError) as error:
         tokenizer_from_gguf(tmp_path / "t.gguf")
     assert words in str(error.value) and len(str(error.value)) < 500

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM
-from easydel.infra.pretrained import local_path
+from easydel.weights.pretrained import local_path
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 UNTIED, TIED = GOLDEN / "mistral", GOLDEN / "qwen3"
@@ -382,8 +382,8 @@ def test_a_hub_id_without_a_connection_is_refused_in_one_line(monkeypatch):
 
 
 def test_a_path_in_the_home_folder_means_the_same_when_saving_as_when_loading(tmp_path, monkeypatch):
-    from easydel.infra.checkpoint_files import write_folder
-    from easydel.infra.user_path import user_path
+    from easydel.paths import user_path
+    from easydel.weights.folder import write_folder
 
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folder("~/model", {"model_type": "llama"}, {})

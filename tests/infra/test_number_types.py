@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from easydel import LlamaForCausalLM
-from easydel.infra.number_types import float_dtype
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.training_arguments import TrainingArguments
+from easydel.weights.number_types import float_dtype
 
 LLAMA = Path(__file__).parents[1] / "golden" / "families" / "llama"
 

@@ -11,8 +11,8 @@ import pytest
 
 from easydel import EasyDeLState, LlamaForCausalLM
 from easydel.infra.fingerprint import fingerprint
-from easydel.infra.layer_linears import layer_linears
-from easydel.infra.quantized_weight import QuantizedWeight
+from easydel.layers.layer_linears import layer_linears
+from easydel.layers.quantized_weight import QuantizedWeight
 from tests.modules.test_lora import IDS, moved
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from easydel.ops.tree_attention_xla import tree_attention_xla
+from easydel.ops.attention.xla import tree_attention_xla
 
 
 def forest(rows: int, length: int, longest: int = 60, seed: int = 0) -> tuple[Array, Array, Array]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.ops.tree_attention_form import over_mesh
-from easydel.ops.tree_attention_tpu import tree_attention_tpu
-from easydel.ops.tree_attention_xla import tree_attention_xla
+from easydel.ops.attention.backends import over_mesh
+from easydel.ops.attention.tpu import tree_attention_tpu
+from easydel.ops.attention.xla import tree_attention_xla
 from tests.ops.forest import forest, values, with_gradients
 from tests.tiny import tiny_config
 
@@ -50,7 +50,7 @@ def main() -> None:
             found = with_gradients(over_mesh(interpreted))(*arrays, *ids, jnp.int32(9))
         differences[name] = max(float(abs(jax.device_get(x) - y).max()) for x, y in zip(found, expected))
     expected = gradients_of_a_model((1, 4, 1, 2, 1))
-    with mock.patch("easydel.ops.tree_attention_form.device_form", lambda _q: interpreted):
+    with mock.patch("easydel.ops.attention.backends.device_form", lambda _q: interpreted):
         found = gradients_of_a_model((1, 4, 1, 2, 1))
     differences["a model"] = max(float(abs(x - y).max()) for x, y in zip(found, expected, strict=True))
     print(json.dumps(differences))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easydel.ops.tree_attention import tree_attention
-from easydel.ops.tree_mask import tree_mask
+from easydel.ops.attention.mask import tree_mask
+from easydel.ops.attention.tree_attention import tree_attention
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 # Two trees in one row, then padding: (segment, branch, tokens).
@@ -84,7 +84,7 @@ def test_rows_longer_than_a_block_give_the_same(monkeypatch):
     segments, branches, positions = layout()
     q, k, v = inputs(segments.shape[1])
     whole = tree_attention(q, k, v, segments, branches, positions, 4)
-    monkeypatch.setattr("easydel.ops.tree_attention_xla.BLOCK", 5)
+    monkeypatch.setattr("easydel.ops.attention.xla.BLOCK", 5)
     np.testing.assert_allclose(tree_attention(q, k, v, segments, branches, positions, 4), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -14,11 +14,11 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from easydel.infra.mesh import AXIS_NAMES, DATA_AXES
-from easydel.ops import tree_attention_form
-from easydel.ops.tree_attention_cudnn import tree_attention_cudnn
-from easydel.ops.tree_attention_form import device_form
-from easydel.ops.tree_attention_tpu import tree_attention_tpu
-from easydel.ops.tree_attention_xla import tree_attention_xla
+from easydel.ops.attention import backends as tree_attention_form
+from easydel.ops.attention.backends import device_form
+from easydel.ops.attention.cudnn import tree_attention_cudnn
+from easydel.ops.attention.tpu import tree_attention_tpu
+from easydel.ops.attention.xla import tree_attention_xla
 
 
 def form_on(platform: str, dtype, head_dim: int = 64):

@@ -11,10 +11,10 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from easydel.ops.tree_attention_tpu import tree_attention_tpu
-from easydel.ops.tree_attention_xla import tree_attention_xla
-from easydel.ops.tree_blocks import Blocks, TreeIds, blocks_to_fetch, choose_blocks, seen_blocks
-from easydel.ops.tree_mask import tree_mask
+from easydel.ops.attention.blocks import Blocks, TreeIds, blocks_to_fetch, choose_blocks, seen_blocks
+from easydel.ops.attention.mask import tree_mask
+from easydel.ops.attention.tpu import tree_attention_tpu
+from easydel.ops.attention.xla import tree_attention_xla
 from tests.ops.forest import assert_agrees_with_xla, forest, values, with_gradients
 
 ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 300, 4, 2, 16

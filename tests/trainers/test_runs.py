@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from easydel.infra.state_files import MANIFEST, DamagedFolder, WriteError, damage_of
-from easydel.trainers import checkpoints, run_folder
-from easydel.trainers.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
+from easydel.trainers.callbacks.trackers import LINES_IN_CHECKPOINT, JsonLinesTracker, restored_log
 from easydel.trainers.log_window import read_log_notes
-from easydel.trainers.run_record import RunRecord
-from easydel.trainers.trackers import LINES_IN_CHECKPOINT, JsonLinesTracker, restored_log
+from easydel.trainers.run import checkpoints
+from easydel.trainers.run import folder as run_folder
+from easydel.trainers.run.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
+from easydel.trainers.run.record import RunRecord
 from easydel.trainers.training_arguments import TrainingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def test_fresh_runs_that_start_together_get_a_folder_each(record):
 
 def test_the_lock_of_a_killed_process_is_free(record, tmp_path):
     code = (
-        "import os, signal, sys; from easydel.trainers.run_folder import take_lock; from pathlib import Path\n"
+        "import os, signal, sys; from easydel.trainers.run.folder import take_lock; from pathlib import Path\n"
         "lock = take_lock(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     )
     folder = run_to(record(), 1)
@@ -427,7 +428,7 @@ KILLED = """
 import sys, time, random
 import jax.numpy as jnp
 from pathlib import Path
-from easydel.trainers.checkpoints import Checkpoints
+from easydel.trainers.run.checkpoints import Checkpoints
 kept = Checkpoints(1, True)
 kept.open(Path(sys.argv[1]))
 step = int(sys.argv[2])
@@ -454,7 +455,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_an_intact_checkpoint(tmp_path):
 
 
 def test_a_tracker_that_fails_is_named_once_and_off(caplog):
-    from easydel.trainers.callbacks import TrainerCallback, Watcher
+    from easydel.trainers.callbacks.callback import TrainerCallback, Watcher
     from easydel.trainers.trainer import Trainer
 
     class Server(Watcher):
@@ -484,7 +485,7 @@ def test_a_missing_or_broken_tracker_package_is_named_when_options_are_made(monk
 def test_tensorboard_writes_what_a_reader_finds_and_its_errors_come_to_us(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    from easydel.trainers.trackers import TensorBoardTracker
+    from easydel.trainers.callbacks.trackers import TensorBoardTracker
 
     tracker = TensorBoardTracker(tmp_path)
     tracker.on_train_begin(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import (
+from easydel.trainers.direct_preference_optimization_trainer.objectives.options import (
     LOSS_OPTIONS,
     LOSSES_WITHOUT_REFERENCE,
     SORTING_LOSSES,

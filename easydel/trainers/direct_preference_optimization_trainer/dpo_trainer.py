@@ -14,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from easydel.data.chat_renderer import shows_time
-from easydel.data.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
-from easydel.data.columns import unread_columns
+from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
+from easydel.data.batching.loader import PreferenceLoader, check_first_rows, readable_rows
+from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.data.faults import FaultTally, in_quotes
-from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.loader import PreferenceLoader, check_first_rows, readable_rows
-from easydel.data.packing import Batch, PackingLayout
-from easydel.data.preference import PreferencePair, PreferenceTransform
-from easydel.data.sources import ShardedDataSource
-from easydel.data.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.chat_renderer import shows_time
+from easydel.data.preference.columns import unread_columns
+from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.sources.base import ShardedDataSource
+from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import data_parallel_size, put_batch
 from easydel.infra.model_digest import model_digest
 from easydel.infra.trainable import join
-from easydel.trainers.callbacks import TrainerCallback
+from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     padding_value_of,
@@ -38,11 +38,11 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import SORTING_LOSSES
-from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.precompute import data_of_run, precompute
-from easydel.trainers.direct_preference_optimization_trainer.reference import mix, reference_for, split_moving
-from easydel.trainers.direct_preference_optimization_trainer.reference_scorer import ReferenceScorer
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.options import SORTING_LOSSES
+from easydel.trainers.direct_preference_optimization_trainer.reference.precompute import data_of_run, precompute
+from easydel.trainers.direct_preference_optimization_trainer.reference.reference import mix, reference_for, split_moving
+from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
 from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
 from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch, ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start

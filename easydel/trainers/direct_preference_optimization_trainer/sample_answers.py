@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easydel.data.preference import PreferencePair
-from easydel.trainers.callbacks import Watcher
-from easydel.trainers.run_folder import is_log_line
+from easydel.data.preference.transform import PreferencePair
+from easydel.trainers.callbacks.callback import Watcher
+from easydel.trainers.run.folder import is_log_line
 
 if TYPE_CHECKING:
     from easydel.trainers.trainer import Trainer

@@ -85,7 +85,7 @@ def score_pairs(
 
     Args:
       model: policy or reference.
-      batch: arrays of trees (`easydel.data.packing.pack`).
+      batch: arrays of trees (`easydel.data.batching.packing.pack`).
       options: discounts and weights.
       remat: rebuild each layer in the backward pass instead of keeping its activations.
     """

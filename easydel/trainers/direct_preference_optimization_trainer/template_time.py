@@ -7,9 +7,9 @@ import datetime
 import logging
 
 from easydel.infra.state_files import DamagedFolder
-from easydel.infra.user_path import user_path
-from easydel.trainers.checkpoints import newest_checkpoints, read_notes
-from easydel.trainers.run_folder import named_run, newest_run
+from easydel.paths import user_path
+from easydel.trainers.run.checkpoints import newest_checkpoints, read_notes
+from easydel.trainers.run.folder import named_run, newest_run
 from easydel.trainers.training_arguments import TrainingArguments
 
 logger = logging.getLogger("easydel")

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.trainers.callbacks import TrainerCallback
+from easydel.trainers.callbacks.callback import TrainerCallback
 from tests.tiny import make_rows, make_tokenizer, tiny_config
 
 

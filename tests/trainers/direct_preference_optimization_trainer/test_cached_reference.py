@@ -18,10 +18,10 @@ from datasets import Dataset
 
 import easydel
 from easydel import DPOConfig, DPOTrainer
-from easydel.data.packing import PackingLayout, pack
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.mesh import create_mesh
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.trainers.direct_preference_optimization_trainer import reference_scorer
+from easydel.trainers.direct_preference_optimization_trainer.reference import scorer as reference_scorer
 from easydel.trainers.trainer_protocol import SelfCheckError
 from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_dpo_trainer import STREAMS

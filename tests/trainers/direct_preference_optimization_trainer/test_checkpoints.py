@@ -18,10 +18,10 @@ from datasets import Dataset
 from filelock import FileLock
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.trainers.callbacks import TrainerCallback
-from easydel.trainers.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_notes
-from easydel.trainers.run_identity import as_json
-from easydel.trainers.stopping import EarlyStopping
+from easydel.trainers.callbacks.callback import TrainerCallback
+from easydel.trainers.callbacks.stopping import EarlyStopping
+from easydel.trainers.run.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_notes
+from easydel.trainers.run.identity import as_json
 
 ROOT = Path(__file__).parents[3]
 SPEEDS = ("per_second", "mfu")
@@ -507,7 +507,7 @@ def test_a_run_whose_latest_checkpoint_was_damaged_ends_with_the_very_same_numbe
 
 
 def test_a_full_disk_ends_no_run_but_for_its_last_checkpoint(make, monkeypatch, caplog):
-    from easydel.trainers import checkpoints
+    from easydel.trainers.run import checkpoints
 
     def full(folder, *_):
         raise checkpoints.WriteError(f"{folder} could not be written: No space left on device")

@@ -21,13 +21,13 @@ from datasets import Dataset
 
 import easydel
 from easydel import DPOConfig, DPOTrainer, EasyDeLState
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.data.faults import DataError
-from easydel.data.huggingface import HuggingFaceSource
-from easydel.data.packing import PackingLayout, pack
-from easydel.data.sources import ShardedDataSource
+from easydel.data.sources.base import ShardedDataSource
+from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.infra.mesh import put_batch
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.trainers.checkpoints import Checkpoints
+from easydel.trainers.run.checkpoints import Checkpoints
 from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import NonFiniteError, SelfCheckError, TrainerConfigureDataloaderOutput
 from tests.tiny import tiny_config
@@ -457,7 +457,7 @@ def test_a_moving_or_free_reference_refuses_fixed_log_probs(make, rows):
 
 
 def test_a_data_collator_gets_pairs_and_gives_the_batch(make):
-    from easydel.data.packing import PackingLayout, pack
+    from easydel.data.batching.packing import PackingLayout, pack
 
     sizes = []
 

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from easydel.data.packing import PackingLayout, pack
+from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
-from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     ScoringOptions,
     completion_lengths,

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from easydel import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.f_divergence import F_DIVERGENCES
-from easydel.trainers.direct_preference_optimization_trainer.loss_options import (
+from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import F_DIVERGENCES
+from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import LOSSES, PairScores
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.options import (
     LOSS_OPTIONS,
     LOSSES_WITHOUT_REFERENCE,
     SORTING_LOSSES,
 )
-from easydel.trainers.direct_preference_optimization_trainer.losses import LOSSES, PairScores
-from easydel.trainers.direct_preference_optimization_trainer.objective import Objective
 
 BETA, EPSILON, TAU = 0.3, 0.1, 0.5
 PAIRS = 6

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easydel.data.packing import PackingLayout, pack
-from easydel.data.pair_keys import pair_key
-from easydel.trainers.direct_preference_optimization_trainer.reference_cache import (
+from easydel.data.batching.packing import PackingLayout, pack
+from easydel.data.batching.pair_keys import pair_key
+from easydel.trainers.direct_preference_optimization_trainer.reference.cache import (
     ReferenceCache,
     ReferenceCacheError,
     scorer_digest,
@@ -124,7 +124,7 @@ def test_a_cache_that_can_no_longer_be_reached_is_no_end_of_a_run(monkeypatch, c
 
 WRITER = """
 import sys
-from easydel.trainers.direct_preference_optimization_trainer.reference_cache import ReferenceCache
+from easydel.trainers.direct_preference_optimization_trainer.reference.cache import ReferenceCache
 cache, first = ReferenceCache("shared"), int(sys.argv[1])
 for number in range(first, first + 60):
     cache.store([(number.to_bytes(16, "big"), (float(first), 0.0, 0.0, 0.0))])

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.trainers.checkpoints import FOLDER, NOTES, read_notes
-from easydel.trainers.run_identity import as_json, refuse_other_run
+from easydel.trainers.run.checkpoints import FOLDER, NOTES, read_notes
+from easydel.trainers.run.identity import as_json, refuse_other_run
 from tests.tiny import CHATML
 
 SATURDAY, SUNDAY = datetime.datetime(2025, 3, 1, 23, 59, 30, 7), datetime.datetime(2025, 3, 2, 8)

@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.data.packing import PackingLayout, pack
-from easydel.data.preference import PreferencePair, PreferenceTransform
+from easydel.data.batching.packing import PackingLayout, pack
+from easydel.data.preference.transform import PreferencePair, PreferenceTransform
 from easydel.infra.mesh import create_mesh, data_parallel_size, put_batch
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (

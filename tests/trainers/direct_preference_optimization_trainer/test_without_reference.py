@@ -13,7 +13,8 @@ from easydel import DPOConfig, DPOTrainer
 from easydel.cli.dpo import read_request
 from easydel.cli.failures import UsageError
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.trainers.direct_preference_optimization_trainer import dpo_trainer, reference_scorer
+from easydel.trainers.direct_preference_optimization_trainer import dpo_trainer
+from easydel.trainers.direct_preference_optimization_trainer.reference import scorer as reference_scorer
 from tests.tiny import tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False, "total_batch_size": 4, "learning_rate": 1e-2}

@@ -1,0 +1,1 @@
+"""Pairs become batches: shuffled, packed as trees into rows, collated."""

@@ -1,0 +1,157 @@
+"""Rows of sources that can only be read in order, as a Grain dataset: epochs, shards, and a windowed shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from easydel.data.faults import UnreadableRow
+from easydel.data.sources.base import Row, ShardedDataSource
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedRow:
+    """A row and where it was met.
+
+    Attributes:
+      content: the row, or why it cannot be read.
+      epoch: how many times the data was read to its end before.
+      number: rows of this epoch that were read before it.
+      shard, row: the shard's name, and the row's number in it.
+    """
+
+    content: Row | UnreadableRow
+    epoch: int
+    number: int
+    shard: str
+    row: int
+
+
+def stream_rows(
+    source: ShardedDataSource, *, num_epochs: int, shuffle_seed: int | None, buffer_size: int
+) -> grain.IterDataset:
+    """Every row of every epoch, as `StreamedRow`; an iterator's state says where to open which shard.
+
+    Args:
+      source: what to read, in order.
+      num_epochs: passes over the data.
+      shuffle_seed: shuffles the order of the shards, and then the rows within windows of `buffer_size` rows, anew each
+        epoch; None keeps the order of the source.
+      buffer_size: rows of a window; they are held in memory, and read again where iteration goes on from a state.
+    """
+
+    def epoch_rows(epoch: int) -> grain.IterDataset:
+        shards = list(source.shard_names)
+        if shuffle_seed is None:
+            return _ShardRows(source, shards, epoch)
+        random = np.random.default_rng([shuffle_seed, epoch])
+        rows = _ShardRows(source, [shards[place] for place in random.permutation(len(shards))], epoch)
+        # Grain adds the window's number to the seed, which must stay within 32 bits.
+        seed = int(random.integers(2**31))
+        return grain.experimental.WindowShuffleIterDataset(rows, window_size=buffer_size, seed=seed)
+
+    return _Epochs(epoch_rows, num_epochs)
+
+
+class _ShardRows(grain.IterDataset):
+    """The rows of shards, one shard after the other."""
+
+    def __init__(self, source: ShardedDataSource, shards: Sequence[str], epoch: int):
+        super().__init__()
+        self._source = source
+        self._shards = shards
+        self._epoch = epoch
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _ShardRowsIterator(self._source, self._shards, self._epoch)
+
+    def __str__(self) -> str:
+        return "ShardRows"
+
+
+class _ShardRowsIterator(grain.DatasetIterator):
+    def __init__(self, source: ShardedDataSource, shards: Sequence[str], epoch: int):
+        super().__init__()
+        self._source = source
+        self._shards = shards
+        self._epoch = epoch
+        self._rows: Iterator[Row] | None = None
+        self._shard = self._row = self._number = 0
+
+    def __next__(self) -> StreamedRow:
+        while self._shard < len(self._shards):
+            shard = self._shards[self._shard]
+            if self._rows is None:
+                self._rows = iter(self._source.open_shard_at_row(shard, self._row))
+            try:
+                content: Row | UnreadableRow = next(self._rows)
+            except StopIteration:
+                self._rows, self._shard, self._row = None, self._shard + 1, 0
+                continue
+            except UnreadableRow as error:
+                content = error
+            except Exception as error:
+                error.add_note(f"while reading {self._source.locate_in(shard, self._row)}")
+                raise
+            self._row, self._number = self._row + 1, self._number + 1
+            return StreamedRow(content, self._epoch, self._number - 1, shard, self._row - 1)
+        raise StopIteration
+
+    def get_state(self) -> dict[str, Any]:
+        return {"shard": self._shard, "row": self._row, "number": self._number}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._shard, self._row, self._number = state["shard"], state["row"], state["number"]
+        self._rows = None
+
+    def __str__(self) -> str:
+        return "ShardRowsIterator"
+
+
+class _Epochs(grain.IterDataset):
+    """One dataset after the other, each made for its epoch."""
+
+    def __init__(self, make: Callable[[int], grain.IterDataset], num_epochs: int):
+        super().__init__()
+        self._make = make
+        self._num_epochs = num_epochs
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _EpochsIterator(self._make, self._num_epochs)
+
+    def __str__(self) -> str:
+        return "Epochs"
+
+
+class _EpochsIterator(grain.DatasetIterator):
+    def __init__(self, make: Callable[[int], grain.IterDataset], num_epochs: int):
+        super().__init__()
+        self._make = make
+        self._num_epochs = num_epochs
+        self._epoch = 0
+        self._rows = iter(make(0))
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                return next(self._rows)
+            except StopIteration:
+                if self._epoch + 1 >= self._num_epochs:
+                    raise
+                self._epoch += 1
+                self._rows = iter(self._make(self._epoch))
+
+    def get_state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "rows": self._rows.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._epoch = state["epoch"]
+        self._rows = iter(self._make(self._epoch))
+        self._rows.set_state(state["rows"])
+
+    def __str__(self) -> str:
+        return "EpochsIterator"

@@ -1,0 +1,1 @@
+"""A row becomes token ids: columns, chat template, tokens, prompt and completions, truncation."""

@@ -1,0 +1,161 @@
+"""Finding the prompt that chosen and rejected share, when it is not given or is given twice.
+
+Turns are compared by what they say, never by their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from easydel.data.faults import BadRow
+from easydel.data.preference.messages import SYSTEM_ROLES, Message, begins_with, what_is_said
+
+
+def common_prefix_length(first: str, second: str) -> int:
+    """How many characters two texts share from the start; bisection, so that each step is one fast comparison."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """The shared beginning as prompt, and what is left of chosen and rejected; None when they share no whole word.
+
+    The cut falls before white space in both texts, so no word is split and the white space opens the completions.
+    """
+    for cut in range(common_prefix_length(chosen, rejected), 0, -1):
+        both_at_space = chosen[cut : cut + 1].isspace() and rejected[cut : cut + 1].isspace()
+        if both_at_space and not chosen[cut - 1].isspace() and chosen[cut:].strip() and rejected[cut:].strip():
+            return chosen[:cut], chosen[cut:], rejected[cut:]
+    return None
+
+
+def split_shared_messages(
+    chosen: Sequence[Message], rejected: Sequence[Message]
+) -> tuple[list[Message], list[Message], list[Message]] | None:
+    """The longest shared run of first messages after which both answer, and what is left of chosen and rejected.
+
+    None when there is none.
+    """
+    shared = shared_messages(chosen, rejected)
+    for cut in range(min(shared, len(chosen) - 1, len(rejected) - 1), 0, -1):
+        if chosen[cut]["role"] == rejected[cut]["role"] == "assistant":
+            return list(chosen[:cut]), list(chosen[cut:]), list(rejected[cut:])
+    return None
+
+
+def gather_prompt(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """A given prompt once, where chosen and rejected repeat it, with every turn they share before their first answer.
+
+    Data sets give chosen as the answer alone, as the whole conversation, or as the whole conversation with more
+    before it (a system message, earlier turns) than `prompt` holds; all three come out alike.
+
+    Raises:
+      BadRow: "no shared prompt", when chosen and rejected answer different turns, or turns that are not the prompt's.
+    """
+    system, prompt, chosen, rejected = _one_system_message(prompt, chosen, rejected)
+    given = len(chosen)
+    prompt, chosen, rejected = _without_repeated_prompt(prompt, chosen, rejected)
+    shared = shared_messages(chosen, rejected)
+    turns = 0
+    while turns < shared and chosen[turns]["role"] != "assistant":
+        turns += 1
+    if turns and prompt and len(chosen) == given and not _may_follow(chosen[0], prompt[-1]):
+        raise BadRow(
+            "prompt",
+            "no shared prompt",
+            f'"prompt" ends in a {prompt[-1]["role"]} message, and "chosen" and "rejected" open with a '
+            f"{chosen[0]['role']} message that is not it. Give both completions without the prompt, or with exactly "
+            "its turns in front.",
+        )
+    prompt, chosen, rejected = prompt + chosen[:turns], chosen[turns:], rejected[turns:]
+    for field, messages in (("chosen", chosen), ("rejected", rejected)):
+        if messages and messages[0]["role"] != "assistant":
+            raise BadRow(
+                field,
+                "no shared prompt",
+                f'"{field}" goes on with a {messages[0]["role"]} message that the other completion or the prompt '
+                "lacks; a pair is two answers to one prompt. Give both the same turns before their first answer.",
+            )
+    return system + prompt, chosen, rejected
+
+
+def shared_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """The number of turns that two conversations share from the start."""
+    shared = 0
+    for ours, theirs in zip(chosen, rejected, strict=False):
+        if what_is_said(ours) != what_is_said(theirs):
+            break
+        shared += 1
+    return shared
+
+
+def _may_follow(message: Message, before: Message) -> bool:
+    """True where a turn can be the next one: two user turns in a row are one turn in two spellings."""
+    return message["role"] != "system" and (before["role"] != "user" or message["role"] != "user")
+
+
+def _one_system_message(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message], list[Message]]:
+    """The system messages in front of any of the three, once, and the three without them."""
+    given = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    systems = {field: _opening_system(messages) for field, messages in given.items()}
+    rest = {field: messages[len(systems[field]) :] for field, messages in given.items()}
+    found = [(field, system) for field, system in systems.items() if system]
+    for field, system in found:
+        if [*map(_text, system)] != [*map(_text, found[0][1])]:
+            raise BadRow(
+                field,
+                "no shared prompt",
+                f'"{field}" opens with another system message than "{found[0][0]}"; a pair is two answers to one '
+                "prompt. Give both the same one.",
+            )
+    for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        lacks = rest[other] and not systems[other] and rest[other][0]["role"] != "assistant"
+        if systems[one] and lacks and not systems["prompt"]:
+            raise BadRow(
+                other,
+                "no shared prompt",
+                f'"{one}" opens with a system message that "{other}" and the prompt lack; a pair is two answers to one '
+                "prompt. Give both the same one.",
+            )
+    return (found[0][1] if found else []), rest["prompt"], rest["chosen"], rest["rejected"]
+
+
+def _opening_system(messages: list[Message]) -> list[Message]:
+    turns = 0
+    while turns < len(messages) and messages[turns]["role"] in SYSTEM_ROLES:
+        turns += 1
+    return messages[:turns]
+
+
+def _text(message: Message) -> str:
+    return message["content"].strip()
+
+
+def _without_repeated_prompt(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    said = [what_is_said(message) for message in prompt]
+    if prompt and prompt[-1]["role"] == "assistant" and chosen and chosen[0]["role"] != "assistant":
+        # A turn that the answers go on with: whole conversations hold it as the beginning of their answer.
+        sides, earlier = (chosen, rejected), said[:-1]
+        if not all(begins_with(side, said) for side in sides) and all(begins_with(side, earlier) for side in sides):
+            return prompt, chosen[len(earlier) :], rejected[len(earlier) :]
+    if prompt and chosen and chosen[0]["role"] != "assistant":
+        for cut in range(shared_messages(chosen, rejected), len(prompt) - 1, -1):
+            if begins_with(chosen[cut - len(prompt) :], said):
+                return chosen[:cut], chosen[cut:], rejected[cut:]
+    return prompt, _without_start(chosen, said), _without_start(rejected, said)
+
+
+def _without_start(messages: list[Message], said: list[tuple[object, ...]]) -> list[Message]:
+    return messages[len(said) :] if begins_with(messages, said) else messages

@@ -1,0 +1,177 @@
+"""Text to token ids with character offsets, the place where a text is cut, and the stop token at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+from easydel.data.faults import BadRow
+
+
+class Tokenizer(Protocol):
+    """The part of a `transformers` fast tokenizer that this package uses; any object with these will do."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: list[int]
+
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool, return_offsets_mapping: bool) -> Any: ...
+    def __len__(self) -> int: ...
+    def apply_chat_template(
+        self, messages: list, *, tokenize: bool, add_generation_prompt: bool, tools: list | None, **kwargs: Any
+    ) -> str: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A text, its token ids, and the [start, end) characters of each token."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def is_blank(self, token: int) -> bool:
+        """Whether the token at this position covers nothing but white space."""
+        start, end = self.offsets[token]
+        return not self.text[start:end].strip()
+
+
+class Encoder:
+    """A tokenizer with what is asked of it for every row worked out once.
+
+    Attributes:
+      size: number of token ids, added ones included.
+      bos_id, eos_id: None where the tokenizer has none.
+      adds_bos: whether the tokenizer itself puts BOS before plain text.
+      special_tokens: the special ids and how each is written.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.size = len(tokenizer)
+        self.bos_id = tokenizer.bos_token_id
+        self.eos_id = tokenizer.eos_token_id
+        # Chat templates end a turn in special tokens that many a tokenizer does not list among its own; an object that
+        # is no `transformers` tokenizer need not know of added tokens.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special_ids = list({*tokenizer.all_special_ids, *(token for token, how in added.items() if how.special)})
+        self.special_tokens = dict(zip(special_ids, tokenizer.convert_ids_to_tokens(special_ids), strict=True))
+        probe = self._probe()
+        self.adds_bos = self.bos_id is not None and list(probe["input_ids"][:1]) == [self.bos_id]
+
+    def _probe(self) -> Any:
+        try:
+            probe = self._tokenizer("a", add_special_tokens=True, return_offsets_mapping=True)
+            probe["offset_mapping"]
+        except (NotImplementedError, KeyError, TypeError) as error:
+            raise BadRow(
+                "processing_class",
+                "unfit tokenizer",
+                f"{type(self._tokenizer).__name__} gives no character offsets ({error!r}), which are needed to tell "
+                "prompt tokens from completion tokens. Load a fast tokenizer: AutoTokenizer.from_pretrained(...).",
+                structural=True,
+            ) from error
+        return probe
+
+    def encode(self, texts: Mapping[str, str]) -> tuple[Encoding, ...]:
+        """The tokens of texts by their field, each with one BOS in front where the tokenizer or the text has one there.
+
+        The tokenizer is called once for all: it may then use several cores.
+
+        Raises:
+          BadRow: "bad value" for text that is not Unicode, naming its field.
+        """
+        for field, text in texts.items():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRow(
+                    field,
+                    "bad value",
+                    f'"{field}" or its prompt holds half a surrogate pair ({error}), which is not text. Mend the '
+                    "encoding.",
+                ) from error
+        called = self._tokenizer(list(texts.values()), add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(map(self._with_one_bos, texts.values(), called["input_ids"], called["offset_mapping"]))
+
+    def _with_one_bos(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Encoding:
+        if self.adds_bos and self.bos_id is not None:
+            ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
+        doubled = 0  # the text may bring a BOS of its own, or two
+        while self.bos_id is not None and ids[doubled : doubled + 2] == [self.bos_id, self.bos_id]:
+            doubled += 1
+        return Encoding(text, ids[doubled:], offsets[doubled:])
+
+    def first_token_past(self, encoding: Encoding, cut: int) -> int:
+        """The first token that reaches beyond character `cut`; those before it lie wholly inside the first part."""
+        token = next((token for token, (_, end) in enumerate(encoding.offsets) if end > cut), len(encoding.offsets))
+        # Behind a cut, only a space can belong to the token before it without showing in that token's offsets.
+        if token > 0 and encoding.text[cut : cut + 1] == " " and self._untrimmed_end(encoding, token - 1) > cut:
+            return token - 1
+        return token
+
+    def _untrimmed_end(self, encoding: Encoding, token: int) -> int:
+        """Where a token really ends: some byte-level tokenizers report "is " as covering only the "is"."""
+        start, end = encoding.offsets[token]
+        if start == end:  # nothing but spaces, reported as the place where they end
+            return end
+        return (
+            end
+            + _spaces_at_end(self._tokenizer.decode([encoding.ids[token]]))
+            - _spaces_at_end(encoding.text[start:end])
+        )
+
+    def stop_token(
+        self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int], words: tuple[int, int] | None
+    ) -> int | None:
+        """The position of the stop token that closes tokens [start, end): the first special one behind the words.
+
+        Where it is not known which characters are `words`, it is the first of the special tokens that end it all.
+        Special tokens in front of the words, which open a channel or a call, are closed by as many behind them.
+        """
+        ids = encoding.ids
+        special = [token for token in range(start, end) if ids[token] in stop_ids]
+        written = [token for token in special if self._is_written_special(encoding, token)]
+        if not written:
+            return None
+        behind = [token for token in written if words is not None and encoding.offsets[token][1] > words[1]]
+        if not behind:
+            behind = self._last_run(encoding, start, end, frozenset(written))
+        if not behind:
+            return None
+        ahead = [token for token in written if token < behind[0]]
+        if words is not None:
+            ahead = [token for token in ahead if encoding.offsets[token][1] <= words[0]]
+        groups = [next(group) for _, group in groupby(behind, key=lambda token: ids[token])]
+        stop = groups[min(len(ahead), len(groups) - 1)]
+        # The words may themselves end in what the template then writes once more.
+        while (before := self._last_visible(encoding, start, stop)) is not None:
+            if ids[before] != ids[stop]:
+                break
+            stop = before
+        return stop
+
+    def _last_run(self, encoding: Encoding, start: int, end: int, written: frozenset[int]) -> list[int]:
+        """The special tokens behind the last visible other one."""
+        run: list[int] = []
+        while (before := self._last_visible(encoding, start, run[-1] if run else end)) in written:
+            run.append(before)
+        return run[::-1]
+
+    def _last_visible(self, encoding: Encoding, start: int, end: int) -> int | None:
+        return next((token for token in range(end - 1, start - 1, -1) if not encoding.is_blank(token)), None)
+
+    def _is_written_special(self, encoding: Encoding, token: int) -> bool:
+        # An unknown character becomes the special token <unk>, but nobody wrote that.
+        token_id = encoding.ids[token]
+        start, end = encoding.offsets[token]
+        return encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+
+
+def _spaces_at_end(text: str) -> int:
+    return len(text) - len(text.rstrip(" "))

@@ -1,0 +1,94 @@
+"""Cutting a tokenised pair to its limits, in tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Int32
+
+from easydel.data.faults import BadRow
+from easydel.data.preference.split import PairTokens
+
+TruncationMode = Literal["keep_end", "keep_start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the parts of a pair may be, in tokens; None for no limit of its own.
+
+    Attributes:
+      length: the prompt with either completion.
+      prompt, completion: the parts.
+      truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
+    """
+
+    length: int | None
+    prompt: int | None
+    completion: int | None
+    truncation_mode: TruncationMode
+
+    def __post_init__(self) -> None:
+        if self.truncation_mode not in get_args(TruncationMode):
+            raise ValueError(
+                f"truncation_mode={self.truncation_mode!r}, expected one of {', '.join(get_args(TruncationMode))}."
+            )
+        for name, value, least in (
+            ("max_length", self.length, 2),
+            ("max_prompt_length", self.prompt, 1),
+            ("max_completion_length", self.completion, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}, expected a number of tokens from {least} up, or None for no limit.")
+
+
+def truncate_pair(pair: PairTokens, limits: Limits, bos_id: int | None) -> PairTokens:
+    """First the prompt to its own limit, then each completion's tail to its own and to what the prompt leaves.
+
+    A BOS that opens the prompt is kept.
+
+    Raises:
+      BadRow: "prompt over the limit", or "completion truncated to nothing" where no scored token is left.
+    """
+    prompt = _truncate_prompt(pair.prompt, limits, bos_id)
+    room = limits.completion
+    if limits.length is not None:
+        left = limits.length - len(prompt)
+        if left < 1:
+            raise BadRow(
+                "prompt",
+                "prompt over the limit",
+                f'"prompt" alone is {len(prompt)} tokens, which leaves no room for a completion in '
+                f"max_length={limits.length}. Raise max_length or lower max_prompt_length.",
+            )
+        room = left if room is None else min(room, left)
+    for field, mask in (("chosen", pair.chosen_mask), ("rejected", pair.rejected_mask)):
+        if not mask[:room].any():
+            raise BadRow(
+                field,
+                "completion truncated to nothing",
+                f'none of the {room} tokens that are left of "{field}" carries loss. Raise max_length or '
+                "max_completion_length, or lower max_prompt_length.",
+            )
+    return replace(
+        pair,
+        prompt=prompt,
+        chosen=pair.chosen[:room],
+        rejected=pair.rejected[:room],
+        chosen_mask=pair.chosen_mask[:room],
+        rejected_mask=pair.rejected_mask[:room],
+    )
+
+
+def _truncate_prompt(
+    prompt: Int32[np.ndarray, " prompt"], limits: Limits, bos_id: int | None
+) -> Int32[np.ndarray, " kept"]:
+    if limits.prompt is None or len(prompt) <= limits.prompt:
+        return prompt
+    if limits.truncation_mode == "keep_start":
+        return prompt[: limits.prompt]
+    cut = len(prompt) - limits.prompt
+    if bos_id is not None and prompt[0] == bos_id:
+        return np.concatenate([prompt[:1], prompt[cut + 1 :]])
+    return prompt[cut:]

@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders, URLs, data sets and mixtures of them, read lazily."""

@@ -1,0 +1,1 @@
+"""Text from a model, by the forward pass that trains it."""

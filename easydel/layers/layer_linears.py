@@ -1,0 +1,64 @@
+"""The linear layers of a decoder's layers, by path: what adapters sit on and what is quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+from jaxtyping import PyTree
+
+from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
+from easydel.infra.name_pattern import matching_names
+from easydel.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from easydel.infra.base_module import EasyDeLBaseModule
+
+Model = TypeVar("Model", bound="EasyDeLBaseModule")
+Tree = TypeVar("Tree", bound=PyTree)
+
+
+def layer_linears(model: EasyDeLBaseModule) -> dict[str, Linear]:
+    """Every linear layer that is stacked over the decoder's layers, e.g. "layers.self_attn.q_proj"."""
+    nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
+    return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
+
+
+def matching_linears(model: EasyDeLBaseModule, pattern: str | None) -> dict[str, Linear]:
+    """Those in whose path the regular expression `pattern` is found; None takes all.
+
+    Raises:
+      ValueError: there are none; lists what there is. Or `pattern` is no regular expression.
+    """
+    linears = layer_linears(model)
+    if pattern is None:
+        return linears
+    found = {path: linears[path] for path in matching_names(pattern, linears, whole=False)}
+    if not found:
+        raise ValueError(f"pattern={pattern!r} matches none of the layers; there are {', '.join(linears)}.")
+    return found
+
+
+def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
+    """The model with every linear layer, the head too, replaced by ``change(path, layer)``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, node: change(parameter_path(path), node) if _is_linear(node) else node, model, is_leaf=_is_linear
+    )
+
+
+def placed(tree: Tree, path: str, model: EasyDeLBaseModule) -> Tree:
+    """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
+    mesh, rules = mesh_of(model), model.partition_rules
+    if mesh is None:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda end, leaf: jax.device_put(
+            leaf, parameter_sharding(".".join(filter(None, (path, parameter_path(end)))), leaf.shape, rules, mesh)
+        ),
+        tree,
+    )
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, Linear)

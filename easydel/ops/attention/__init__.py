@@ -1,0 +1,1 @@
+"""Attention over trees, with one backend a platform."""

@@ -1,0 +1,1 @@
+"""What hears of a run: progress, trackers, early stopping."""

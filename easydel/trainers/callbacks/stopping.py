@@ -1,0 +1,79 @@
+"""Callbacks that end a run early."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from easydel.trainers.callbacks.callback import TrainerCallback
+
+if TYPE_CHECKING:
+    from easydel.trainers.trainer import Trainer
+    from easydel.trainers.training_arguments import TrainingArguments
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is good when it is low: losses are, accuracies and margins are not."""
+    return metric.rsplit("/", 1)[-1] == "loss"
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends the run when `metric` has not improved for `patience` evaluations in a row.
+
+    It judges by `trainer.evaluations`, so that a resumed run counts on from where it was.
+
+    Args:
+      metric: an evaluation metric, e.g. "eval/loss" or "eval/rewards/accuracies".
+      patience: evaluations without improvement that end the run; one that is not a number is none.
+      min_delta: what counts as an improvement, in the metric's unit.
+    """
+
+    def __init__(self, metric: str, patience: int, min_delta: float = 0.0):
+        if patience < 1 or min_delta < 0:
+            raise ValueError(f"patience={patience}, min_delta={min_delta}: expected at least 1, and at least 0.")
+        self._metric, self._patience, self._min_delta = metric, patience, min_delta
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._judge(trainer)
+
+    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self._judge(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
+        sign = -1.0 if lower_is_better(self._metric) else 1.0
+        best, since_best = -math.inf, 0
+        for _, numbers in sorted(trainer.evaluations.items()):
+            value = sign * numbers.get(self._metric, math.nan)
+            if value > best + self._min_delta:
+                best, since_best = value, 0
+            else:
+                since_best += 1
+        if since_best >= self._patience:
+            reached = f"has not improved on {sign * best:.4g}" if math.isfinite(best) else "has not been a number"
+            trainer.stop(f"{self._metric} {reached} for {since_best} evaluations")
+
+
+class TimeLimit(TrainerCallback):
+    """Ends the run after so many seconds; the update in progress still ends, and what comes at the end of a run."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._started = time.monotonic()
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._started = time.monotonic()
+
+    def on_step_end(self, trainer: Trainer, step: int) -> None:
+        if time.monotonic() - self._started >= self._seconds:
+            trainer.stop(f"max_training_seconds={self._seconds:g} have passed")
+
+
+def stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
+    """Those that the options ask for."""
+    callbacks: list[TrainerCallback] = []
+    if arguments.early_stopping_patience is not None and arguments.best_metric is not None:
+        callbacks.append(EarlyStopping(arguments.best_metric, arguments.early_stopping_patience))
+    if arguments.max_training_seconds is not None:
+        callbacks.append(TimeLimit(arguments.max_training_seconds))
+    return callbacks

@@ -1,0 +1,1 @@
+"""Preference objectives: scores of a pair to its loss."""

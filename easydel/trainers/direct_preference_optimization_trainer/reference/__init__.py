@@ -1,0 +1,1 @@
+"""Log-probs of the reference model: computed, kept, and looked up."""

@@ -1,0 +1,180 @@
+"""Reference log-probs on disk: computed once for a model and a pair, whatever run asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import sqlite3
+import struct
+import tempfile
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.cache_folder import cache_folder
+from easydel.infra.model_digest import model_digest
+
+logger = logging.getLogger("easydel")
+
+# Raised when the same weights and tokens come to other log-probs than before.
+SCORING_VERSION = 3
+# Chosen up to the shorter completion's length and beyond it, the same of rejected, and a checksum.
+VALUE = struct.Struct("<4fI")
+FIND = "SELECT value FROM log_probs WHERE key = ?"
+# Another process may be writing.
+SECONDS_TO_WAIT = 60.0
+
+Parts = tuple[float, ...]
+Got = TypeVar("Got")
+
+
+class ReferenceCacheError(RuntimeError):
+    """The file of cached reference log-probs cannot be used; says which one and what to do."""
+
+
+def scorer_digest(model: EasyDeLBaseModule) -> str:
+    """Hex digest of all that decides which log-probs a pair gets: weights, shape, arithmetic."""
+    (device, *_) = jax.tree.leaves(model)[0].devices()
+    arithmetic = [
+        SCORING_VERSION,
+        device.device_kind,
+        jax.config.values["jax_default_matmul_precision"],
+    ]
+    described = json.dumps([model_digest(model), arithmetic], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+class ReferenceCache:
+    """The log-probs of one reference, by the key of the pair (`easydel.data.batching.pair_keys`).
+
+    One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
+    returns. Threads and processes may share it: every call opens the file anew, at half a millisecond. Where the disk
+    is full, or the file cannot be reached, one warning says so, and what is scored from then on is kept in memory.
+
+    Args:
+      digest: of the reference; see `scorer_digest`.
+    """
+
+    def __init__(self, digest: str):
+        self._digest = digest.encode()
+        # Packed, by key: what could not be written.
+        self._in_memory: dict[bytes, bytes] = {}
+        self._off: set[str] = set()
+        self.path = _folder_for(self) / f"{digest}.sqlite3"
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, Parts]:
+        """What is known of `keys`.
+
+        Raises:
+          ReferenceCacheError: the file is damaged or of another kind.
+        """
+        keys = list(keys)
+
+        def look_up(connection: sqlite3.Connection) -> dict[bytes, bytes]:
+            rows = ((key, connection.execute(FIND, (key,)).fetchone()) for key in keys)
+            return {key: row[0] for key, row in rows if row is not None}
+
+        stored = self._unless_off("reading", look_up) or {}
+        in_memory = {key: self._in_memory[key] for key in keys if key in self._in_memory}
+        return {key: self._read(key, value) for key, value in (stored | in_memory).items()}
+
+    def store(self, values: Iterable[tuple[bytes, Parts]]) -> None:
+        """Add what is not there yet.
+
+        Raises:
+          ReferenceCacheError: the file is damaged or of another kind.
+        """
+        rows = [(key, VALUE.pack(*parts, self._checksum(key, parts))) for key, parts in values]
+
+        def insert(connection: sqlite3.Connection) -> bool:
+            with connection:
+                connection.executemany("INSERT OR IGNORE INTO log_probs VALUES (?, ?)", rows)
+            return True
+
+        if not self._unless_off("writing", insert):
+            for key, value in rows:
+                self._in_memory.setdefault(key, value)
+
+    def __len__(self) -> int:
+        with self._open() as connection:
+            return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
+
+    def _unless_off(self, use: str, action: Callable[[sqlite3.Connection], Got]) -> Got | None:
+        """The result of `action`; None from the first time on that the disk, not the content, failed in this use."""
+        if use in self._off:
+            return None
+        try:
+            with self._open() as connection:
+                return action(connection)
+        except _Unreachable as error:
+            if not self._off:
+                logger.warning(
+                    "reference log-probs are kept for this run only: %s cannot be used (%s).", self.path, error
+                )
+            self._off.add(use)
+            return None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            _make_private(self.path)
+            # The rollback journal, not the write-ahead log: that one breaks when home folders are shared over NFS,
+            # and is no faster here.
+            with contextlib.closing(
+                sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT, isolation_level="IMMEDIATE")
+            ) as connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+                yield connection
+        except (sqlite3.OperationalError, OSError) as error:
+            raise _Unreachable(str(error)) from error
+        except sqlite3.Error as error:
+            raise self._unusable(str(error)) from error
+
+    def _read(self, key: bytes, value: bytes) -> Parts:
+        if isinstance(value, bytes) and len(value) == VALUE.size:
+            *parts, checksum = VALUE.unpack(value)
+            if checksum == self._checksum(key, parts):
+                return tuple(parts)
+        raise self._unusable("a value was changed, or belongs to another reference")
+
+    def _checksum(self, key: bytes, parts: Iterable[float]) -> int:
+        return zlib.crc32(self._digest + key + struct.pack("<4f", *parts))
+
+    def _unusable(self, reason: str) -> ReferenceCacheError:
+        return ReferenceCacheError(
+            f"the cached reference log-probs in {self.path} cannot be used: {reason}. If the file is damaged, remove "
+            "it; they are computed again. To keep them elsewhere, set XDG_CACHE_HOME."
+        )
+
+
+class _Unreachable(OSError):
+    """The disk is full, the file cannot be written or read, or another process keeps it."""
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+
+
+def _folder_for(cache: ReferenceCache) -> Path:
+    try:
+        folder = cache_folder() / "reference-log-probs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Only a file can tell whether files can be made.
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except OSError as error:
+        logger.warning("reference log-probs are kept for this run only: %s.", str(error))
+        folder = Path(tempfile.mkdtemp(prefix="easydel-"))
+        weakref.finalize(cache, shutil.rmtree, folder, ignore_errors=True)
+        return folder

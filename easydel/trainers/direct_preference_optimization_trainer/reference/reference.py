@@ -1,0 +1,166 @@
+"""Hold the reference model: on the devices, as the policy with adapters off, or on disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import equinox as eqx
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.base_state import EasyDeLState
+from easydel.infra.mesh import mesh_of, parameter_path
+from easydel.infra.state_files import load_arrays, save_arrays
+from easydel.infra.trainable import copy_trainable
+from easydel.layers.lora import adapters, adapters_are_at_start
+
+logger = logging.getLogger("easydel")
+
+
+class Reference:
+    """The model that a policy is held near: on the devices, the policy with adapters off, or put aside on disk.
+
+    Args:
+      state: the frozen model; None is the policy with adapters off.
+      is_start: whether it is the policy's own start.
+
+    Attributes:
+      state: the frozen model; None where it is the policy with adapters off, and once it was put aside.
+      is_start: as given.
+    """
+
+    def __init__(self, state: EasyDeLState | None, is_start: bool):
+        self.state = state
+        self.is_start = is_start
+        self._folder: Path | None = None
+        self._skeleton: EasyDeLBaseModule | None = None
+        self._borrowed: EasyDeLBaseModule | None = None
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is the policy with adapters off."""
+        return self.state is None and self._folder is None
+
+    def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
+        """The weights to score with; those put aside stay in memory until `give_back`."""
+        if self.state is not None:
+            return self.state.model
+        if self._folder is None or self._skeleton is None:
+            return policy.without_lora()
+        if self._borrowed is None:
+            self._borrowed = load_arrays(self._folder, self._skeleton)
+        return self._borrowed
+
+    def give_back(self) -> None:
+        """Let go of weights that `model` read back from disk."""
+        self._borrowed = None
+
+    def put_aside(self) -> None:
+        """Write the weights to a private temporary folder, which goes with this object, and let go of them.
+
+        A reference that shares its weights with a policy with adapters stays: there is nothing to let go of.
+        """
+        if self.state is None or self.state.model.has_lora:
+            return
+        parent = tempfile.mkdtemp(prefix="easydel-reference-")
+        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+        self._folder = Path(parent) / "weights"
+        try:
+            save_arrays(self._folder, self.state.model)
+        except OSError as error:
+            self._folder = None
+            logger.warning("the reference's weights stay in memory: %s.", error)
+            return
+        self._skeleton = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state.model
+        )
+        arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.model)]
+        self.state = None
+        if held := sum(leaf.nbytes for array in arrays if (leaf := array()) is not None):
+            logger.warning(
+                "the trainer no longer needs the reference's weights, but your program still holds them (%d MB): "
+                "remove your own variables for the model that was passed to the trainer.",
+                held // 1_000_000,
+            )
+
+
+def reference_for(
+    policy: EasyDeLBaseModule,
+    reference: EasyDeLBaseModule | EasyDeLState | None,
+    mesh: Mesh,
+    trained: EasyDeLBaseModule,
+) -> Reference:
+    """The frozen reference of a policy.
+
+    None and the policy's own object both mean the policy as it was given. Its buffers are used as they are: the
+    trainer updates a copy, so they stay what they were. Nothing is read from disk and no optimiser state is kept.
+    Where only adapters are trained, the reference shares all else with the policy; where they are at their start,
+    there is nothing to keep at all: the reference is the policy with adapters off.
+
+    Args:
+      policy: the model as it was given.
+      reference: what was given as reference_model.
+      mesh: the devices.
+      trained: the trainer's own model, before the first update.
+
+    Raises:
+      ValueError: the reference has another vocabulary than the policy.
+    """
+    model = reference.model if isinstance(reference, EasyDeLState) else reference
+    is_start = model is None or model is policy
+    if is_start and trained.has_lora:
+        if adapters_are_at_start(trained):
+            return Reference(None, is_start=True)
+        # Dropout acts on the policy alone, so that even its first step may differ from the reference.
+        has_dropout = any(adapter.dropout > 0 for adapter in adapters(trained).values())
+        return Reference(EasyDeLState.create(copy_trainable(trained)), is_start=not has_dropout)
+    model = policy if model is None else model
+    if model.config.vocab_size != policy.config.vocab_size:
+        raise ValueError(
+            f"reference_model has a vocabulary of {model.config.vocab_size} tokens, model has "
+            f"{policy.config.vocab_size}; they must read the same token ids."
+        )
+    if mesh_of(model) != mesh:
+        model = model.shard(mesh)
+    return Reference(EasyDeLState.create(model), is_start)
+
+
+def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:
+    """A reference that follows the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
+
+    Adapters are mixed as what they add to the weights, since a mixture of adapters is no adapter of their rank. Arrays
+    that both share stay shared.
+
+    References:
+      Gorbatovski et al., Learn Your Reference Model for Real Good Alignment (TR-DPO), 2024, eq. 2.
+    """
+    new, structure = jax.tree.flatten(policy.merge_lora())
+    old = jax.tree.leaves(reference.merge_lora())
+    moved = [index for index, (a, b) in enumerate(zip(new, old)) if a is not b]
+    mixed = _mix([new[index] for index in moved], [old[index] for index in moved], alpha)
+    return jax.tree.unflatten(structure, [dict(zip(moved, mixed)).get(index, leaf) for index, leaf in enumerate(old)])
+
+
+def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
+    """A reference that follows the policy in two parts: what `mix` changes, and what the two share for good.
+
+    Each is the whole structure with None in place of the other part's arrays; `easydel.infra.trainable.join` undoes it.
+    """
+    adapted = {f"{path}.weight" for path in adapters(policy)}
+    moves = jax.tree_util.tree_map_with_path(
+        lambda path, ours, shared: ours is not shared or parameter_path(path) in adapted,
+        reference,
+        policy.without_lora(),
+    )
+    return eqx.partition(reference, moves)
+
+
+@jax.jit
+def _mix(policy: list[Array], reference: list[Array], alpha: float) -> list[Array]:
+    return [alpha * new + (1 - alpha) * old for new, old in zip(policy, reference)]

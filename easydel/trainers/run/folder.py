@@ -1,0 +1,167 @@
+"""Find or make the folder of a run, and read what an interrupted run left in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from easydel.infra.state_files import DamagedFolder
+from easydel.paths import user_path
+from easydel.trainers.callbacks.callback import LogLine
+from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_notes
+
+METRICS_FILE = "metrics.jsonl"
+LOCK = ".lock"
+# Looking for a folder takes milliseconds.
+SECONDS_TO_LOOK = 60.0
+
+
+def check_save_directory(save_directory: str) -> Path:
+    """The absolute path of a folder for runs, which need not exist yet.
+
+    Raises:
+      NotADirectoryError: it, or a folder it is to be made in, is a file.
+      PermissionError: nothing can be written there.
+    """
+    # Absolute, so that a program that changes its working directory keeps its files together.
+    directory = user_path(save_directory).absolute()
+    existing = existing_folder(directory)
+    if not existing.is_dir():
+        raise NotADirectoryError(f"save_directory={save_directory}: {existing} is no folder; name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"save_directory={save_directory}: {existing} cannot be written to; name another folder.")
+    return directory
+
+
+def existing_folder(path: Path) -> Path:
+    """The nearest of an absolute path and its parents that exists; may be a file."""
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+def make_run_folder(save_directory: Path, model_name: str) -> Path:
+    """A new folder ``save_directory/model_name``, numbered when that exists, so that nothing is overwritten."""
+    folder, number = save_directory / model_name, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = save_directory / f"{model_name}-{number}"
+        except OSError as error:
+            raise type(error)(f"the run folder {folder} cannot be made: {error.strerror}.") from error
+
+
+def take_lock(folder: Path, seconds: float = 0.0) -> FileLock:
+    """The lock of a folder; that of a process which was killed is free.
+
+    Raises:
+      ValueError: another process has it.
+      OSError: the file system has no locks, or nothing can be written.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait for it to end, or give this run another model_name."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise OSError(f"{folder / LOCK} cannot be locked: {error}.") from error
+    return lock
+
+
+def named_run(resume_from: str, example: str) -> tuple[Path, Path | None]:
+    """The run folder that ``resume_from_checkpoint`` names, and the checkpoint, where it names one.
+
+    Raises:
+      FileNotFoundError: there is neither.
+    """
+    folder = user_path(resume_from).absolute()
+    if folder.parent.name == FOLDER and folder.is_dir():
+        return run_of(folder), folder
+    if not newest_checkpoints(folder):
+        raise FileNotFoundError(
+            f'resume_from_checkpoint={resume_from!r}: no checkpoint there. Give "latest", a run\'s folder such as '
+            f"{example}, or a checkpoint such as {example}/{FOLDER}/100."
+        )
+    return folder, None
+
+
+def newest_run(directory: Path, model_name: str) -> Path | None:
+    """The newest run of a name that has checkpoints, or None.
+
+    Raises:
+      ValueError: another process is at work in a newer one, which has none yet.
+    """
+    numbered = re.compile(re.escape(model_name) + r"(?:-(\d{1,18}))?")
+    runs = [
+        (int(match[1] or 1), folder) for folder in directory.glob("*") if (match := numbered.fullmatch(folder.name))
+    ]
+    for _, folder in sorted(runs, reverse=True):
+        checkpoints = newest_checkpoints(folder)
+        # "tea-2" may be the second run of "tea", or the first of a run of that name.
+        if checkpoints and _name_in(checkpoints) in (model_name, None):
+            return folder
+        if not checkpoints and (folder / LOCK).exists():
+            take_lock(folder).release()
+    return None
+
+
+def _name_in(checkpoints: list[Path]) -> str | None:
+    """The model_name of the run that wrote these; None where none of them can be read."""
+    for checkpoint in checkpoints:
+        with contextlib.suppress(DamagedFolder):
+            name = read_notes(checkpoint)["options"].get("model_name")
+            if isinstance(name, str):
+                return name
+    return None
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder a checkpoint belongs to."""
+    return checkpoint.parent.parent
+
+
+def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
+    """The lines of a run's log; None for one that is of a later update, was cut short, or is no line of a log."""
+    try:
+        text = (run_folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines: list[LogLine | None] = []
+    for entry in text.splitlines():
+        try:
+            line = json.loads(entry)
+        except (ValueError, RecursionError):
+            line = None
+        lines.append(as_log_line(line) if is_log_line(line) and line["step"] <= last_step else None)
+    return lines
+
+
+def is_log_line(value: Any) -> bool:
+    """True where this can be a line of a log."""
+    return isinstance(value, dict) and type(value.get("step")) is int
+
+
+def as_log_line(read: dict[str, Any]) -> LogLine:
+    """A line as it was logged, from how it is kept in JSON, which knows no NaN."""
+    return {name: math.nan if value is None else value for name, value in read.items()}
+
+
+def json_line(line: LogLine) -> str:
+    """One line of the log; JSON knows no NaN and no infinity, so a skipped update's loss is null."""
+    return json.dumps({name: _finite(value) for name, value in line.items()}) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

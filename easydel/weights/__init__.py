@@ -1,0 +1,1 @@
+"""Model folders and files: Hugging Face, GGUF, PEFT, tokenizers."""
