@@ -24,8 +24,7 @@ from easydel.cli import main
 from easydel.cli.config_file import read_config_file
 from easydel.cli.dpo import run_sections
 from easydel.data import PreferencePair, PreferenceTransform
-
-from .tiny import CHATML
+from tests.tiny import CHATML
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -20,8 +20,7 @@ from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
 from easydel.trainers.trainer_protocol import NonFiniteError
 from easydel.weights.tokenizer import load_tokenizer
-
-from .conftest import ROWS, write_rows
+from tests.cli.conftest import ROWS, write_rows
 
 
 @pytest.fixture

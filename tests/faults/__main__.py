@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .campaign import FAULTY, FELL_BACK, LOST, NOISY, OUTCOMES, REFUSED, SKIPPED, Trial, campaign
-from .runs import MODES, Ground
+from tests.faults.campaign import FAULTY, FELL_BACK, LOST, NOISY, OUTCOMES, REFUSED, SKIPPED, Trial, campaign
+from tests.faults.runs import MODES, Ground
 
 
 def table(trials: Iterable[Trial]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runs import MODES, RUN, UPDATES, Ended, Ground, Result, copied, ended, result, updates_logged
+from tests.faults.runs import MODES, RUN, UPDATES, Ended, Ground, Result, copied, ended, result, updates_logged
 
 SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST = "the same", "fell back", "refused", "skipped", "NOISY", "LOST"
 OUTCOMES = (SAME, FELL_BACK, REFUSED, SKIPPED, NOISY, LOST)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .campaign import (
+from tests.faults.campaign import (
     FAULTY,
     Trial,
     damages,
@@ -19,7 +19,7 @@ from .campaign import (
     read_only,
     two_at_once,
 )
-from .runs import Ground
+from tests.faults.runs import Ground
 
 pytestmark = pytest.mark.slow
 

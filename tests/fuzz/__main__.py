@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .targets import TARGETS
+from tests.fuzz.targets import TARGETS
 
 COLUMNS = {"inputs": 8, "seconds": 9, "CPU s": 8, "a CPU s": 9, "ok": 8, "row fault": 11, "refused": 9, "findings": 10}
 ROOT = Path(__file__).parents[2]

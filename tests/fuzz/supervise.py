@@ -35,9 +35,9 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHON
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from .inputs import encode, read_saved
-from .judge import FINDING, OK, REFUSED, ROW_FAULT, SECONDS, Verdict, crash_location, judge
-from .targets import Target, load
+from tests.fuzz.inputs import encode, read_saved
+from tests.fuzz.judge import FINDING, OK, REFUSED, ROW_FAULT, SECONDS, Verdict, crash_location, judge
+from tests.fuzz.targets import Target, load
 
 MEMORY = 2 << 30
 DEAF_SECONDS = 6 * SECONDS  # by the clock, for what waits or does not hear the signal

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .__main__ import fuzz
-from .targets import TARGETS
+from tests.fuzz.__main__ import fuzz
+from tests.fuzz.targets import TARGETS
 
 INPUTS = dict.fromkeys(("config", "index", "safetensors", "adapters", "gguf.model"), 80)
 INPUTS |= {"templates": 60, "tokenizer": 150, "gguf.tokenizer": 150}

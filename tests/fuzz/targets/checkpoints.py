@@ -14,9 +14,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from easydel import DPOConfig, DPOTrainer, LlamaForCausalLM
+from tests.fuzz.inputs import SEEDS, json_text, mutate_bytes, mutate_json
 from tests.tiny import make_rows, make_tokenizer, tiny_config
-
-from ..inputs import SEEDS, json_text, mutate_bytes, mutate_json
 
 RUN = "run"
 

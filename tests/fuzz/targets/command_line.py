@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from easydel import DPOConfig
 from easydel.cli import main
-
-from ..inputs import HOSTILE_TEXTS, SEEDS, bent, damaged, json_text
-from ..judge import judge_message
-from ..made import ROWS, model_folder, write_rows
+from tests.fuzz.inputs import HOSTILE_TEXTS, SEEDS, bent, damaged, json_text
+from tests.fuzz.judge import judge_message
+from tests.fuzz.made import ROWS, model_folder, write_rows
 
 FIELDS = [field.name for field in dataclasses.fields(DPOConfig)]
 FIELDS += ["model", "train_dataset", "eval_dataset", "dtype", "output"]

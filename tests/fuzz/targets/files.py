@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from easydel.data import UnreadableRow
 from easydel.data.sources import open_source
-
-from ..inputs import BIG_VALUES, HOSTILE_TEXTS, HOSTILE_VALUES, SEEDS, bent, damaged, json_text, mutate_bytes
-from ..made import ROWS
+from tests.fuzz.inputs import BIG_VALUES, HOSTILE_TEXTS, HOSTILE_VALUES, SEEDS, bent, damaged, json_text, mutate_bytes
+from tests.fuzz.made import ROWS
 
 MOST_ROWS = 200
 TEXT_ROWS = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS[:2]]

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
 from easydel.data import PreferenceTransform
-
-from ..inputs import SEEDS, damaged, mutate_bytes
-from ..made import CHATML, PLAIN, ROWS, SPECIAL
+from tests.fuzz.inputs import SEEDS, damaged, mutate_bytes
+from tests.fuzz.made import CHATML, PLAIN, ROWS, SPECIAL
 
 LAYERS, HIDDEN, HEADS, MLP = 1, 16, 2, 16
 TOKENS = [*SPECIAL, *PLAIN.replace(" ", "Ġ").replace("\n", "Ċ"), "th", "in"]

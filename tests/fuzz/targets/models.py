@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM
-
-from ..inputs import SEEDS, bent, damaged, json_text, mutate_bytes
-from ..made import LLAMA
+from tests.fuzz.inputs import SEEDS, bent, damaged, json_text, mutate_bytes
+from tests.fuzz.made import LLAMA
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 LLAMA3_ROPE = {

@@ -12,9 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from easydel.data import PreferencePair, PreferenceTransform
-
-from ..inputs import BIG_VALUES, HOSTILE_VALUES, SEEDS, made, mutate_json, revive
-from ..made import TEMPLATES, byte_tokenizer
+from tests.fuzz.inputs import BIG_VALUES, HOSTILE_VALUES, SEEDS, made, mutate_json, revive
+from tests.fuzz.made import TEMPLATES, byte_tokenizer
 
 WORDS = [
     "",

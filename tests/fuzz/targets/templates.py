@@ -8,10 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from easydel.data import PreferenceTransform
-
-from ..inputs import damaged
-from ..made import TEMPLATES, byte_tokenizer
-from .rows import require_sound
+from tests.fuzz.inputs import damaged
+from tests.fuzz.made import TEMPLATES, byte_tokenizer
+from tests.fuzz.targets.rows import require_sound
 
 # fmt: off
 names = st.sampled_from(

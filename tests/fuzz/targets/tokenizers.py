@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from easydel import load_tokenizer
 from easydel.data import PreferenceTransform
-
-from ..inputs import SEEDS, bent, json_text, mutate_bytes
-from ..made import ROWS, TEMPLATES, model_folder
+from tests.fuzz.inputs import SEEDS, bent, json_text, mutate_bytes
+from tests.fuzz.made import ROWS, TEMPLATES, model_folder
 
 # What a tokenizer_config.json may say besides, some of it dangerous.
 EXTRA = {

@@ -20,7 +20,7 @@ from easydel.layers.lora import adapters
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
-from tests.modules.test_lora import moved
+from tests.layers.test_lora import moved
 from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_layouts import LAYOUTS, SIGMOID, reference_of
 

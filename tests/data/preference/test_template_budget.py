@@ -25,11 +25,10 @@ from easydel.data.preference.template_process import TemplateFailure, TemplatePr
 from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
 from easydel.data.preference.transform import PreferencePair, PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
+from tests.data.conftest import _make_tokenizer
+from tests.data.preference.test_template_rendering import CHATML, say, special_tokens
 
-from .conftest import _make_tokenizer
-from .test_template_rendering import CHATML, say, special_tokens
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOW = datetime.datetime(2025, 3, 1)
 MESSAGES = [say("user", "Name a sea.")]
 ROW = {"prompt": MESSAGES, "chosen": [say("assistant", "The North Sea.")], "rejected": [say("assistant", "No.")]}

@@ -112,7 +112,7 @@ def mutated(content: bytes, seed: int) -> bytes:
 READER = """
 import resource, signal, sys
 from pathlib import Path
-from tests.data.test_damaged_files import mutated, read_all
+from tests.data.sources.test_damaged_files import mutated, read_all
 whole, first, last, path = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 for seed in range(first, last):
     print(seed, flush=True)

@@ -13,7 +13,7 @@ from easydel.ops.attention.cudnn import cudnn_takes, tree_attention_cudnn
 from easydel.ops.attention.mask import tree_mask
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.xla import tree_attention_xla
-from tests.ops.forest import forest, values, with_gradients
+from tests.ops.attention.forest import forest, values, with_gradients
 
 WINDOWS = pytest.mark.parametrize("window", [(), (20,), (jnp.int32(20),)], ids=["none", "number", "array"])
 

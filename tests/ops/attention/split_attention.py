@@ -13,7 +13,7 @@ from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.attention.backends import over_mesh
 from easydel.ops.attention.tpu import tree_attention_tpu
 from easydel.ops.attention.xla import tree_attention_xla
-from tests.ops.forest import forest, values, with_gradients
+from tests.ops.attention.forest import forest, values, with_gradients
 from tests.tiny import tiny_config
 
 # Mesh, rows, query heads, key heads.

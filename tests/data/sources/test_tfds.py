@@ -9,8 +9,7 @@ import grain
 import pytest
 
 from easydel.data.batching.collate import ColumnCollator
-
-from .conftest import assert_same
+from tests.data.conftest import assert_same
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 

@@ -13,7 +13,7 @@ from easydel import EasyDeLState, LlamaForCausalLM
 from easydel.infra.fingerprint import fingerprint
 from easydel.layers.layer_linears import layer_linears
 from easydel.layers.quantized_weight import QuantizedWeight
-from tests.modules.test_lora import IDS, moved
+from tests.layers.test_lora import IDS, moved
 
 
 def nbytes(tree) -> int:
@@ -82,7 +82,7 @@ def test_adapters_beside_quantised_weights_merge_into_plain_ones(tiny_model, tmp
 
 
 def test_a_quantised_model_is_saved_as_a_plain_one(tmp_path):
-    from tests.infra.test_adapter_files import BASE, GOLDEN
+    from tests.weights.test_adapter_files import BASE, GOLDEN
 
     model = LlamaForCausalLM.from_pretrained(BASE).quantize().load_adapter(GOLDEN)
     model.save_pretrained(tmp_path)

@@ -58,9 +58,9 @@ def test_rows_and_heads_are_split_over_axes_that_the_mesh_has():
 def differences() -> dict[str, float]:
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     process = subprocess.run(
-        [sys.executable, "-m", "tests.ops.split_attention"],
+        [sys.executable, "-m", "tests.ops.attention.split_attention"],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ from easydel.ops.attention.blocks import Blocks, TreeIds, blocks_to_fetch, choos
 from easydel.ops.attention.mask import tree_mask
 from easydel.ops.attention.tpu import tree_attention_tpu
 from easydel.ops.attention.xla import tree_attention_xla
-from tests.ops.forest import assert_agrees_with_xla, forest, values, with_gradients
+from tests.ops.attention.forest import assert_agrees_with_xla, forest, values, with_gradients
 
 ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 300, 4, 2, 16
 interpreted = partial(tree_attention_tpu, interpret=True, blocks=Blocks(128, 128))

@@ -12,7 +12,7 @@ from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.files import JsonLinesSource
 from easydel.data.sources.mixture import MixtureSource
 from easydel.data.sources.open_source import open_source
-from tests.data.test_loader import Numbers, collate, transform
+from tests.data.batching.test_loader import Numbers, collate, transform
 
 
 class Tagged(Numbers):

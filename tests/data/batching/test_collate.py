@@ -10,8 +10,7 @@ import pytest
 from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator
 from easydel.data.batching.packing import PackingLayout, pack
 from easydel.data.faults import DataError
-
-from .conftest import assert_same
+from tests.data.conftest import assert_same
 
 ROWS = [{"prompt": f"What is {n}? ", "chosen": f"The answer is {n}.", "rejected": "I am sorry." * n} for n in range(9)]
 ROWS[0]["rejected"] = "no"
