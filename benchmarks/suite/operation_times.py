@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from jax.profiler import ProfileData
 
-_LAYERS = r"\n[^\n]*/(modules/\w+|infra/linear|ops/rotary)\.py"
+_LAYERS = r"\n[^\n]*/(modules|layers)/\w+\.py"
 # The first whose pattern is found takes an operation: in its name, then the files of its call stack from the innermost,
 # one a line.
 PARTS = {
-    "attention": r"/ops/tree_attention",
+    "attention": r"/ops/attention/",
     # A backward pass that is written by hand has the line where the function is called.
     "head": r"/ops/linear_log_probs|transpose\([^\n]*\n[^\n]*/scoring\.py",
     "optimiser": r"/optax/|/infra/base_state\.py|/trainers/optimizers\.py",

@@ -339,7 +339,7 @@ def test_a_process_that_cannot_be_started_is_a_fault_that_says_so(monkeypatch):
 def test_the_process_works_without_limits_where_the_system_has_none():
     code = (
         "import sys; sys.modules['resource'] = None\nimport signal; del signal.setitimer\n"
-        "from easydel.data import template_worker; template_worker.main()"
+        "from easydel.data.preference import template_worker; template_worker.main()"
     )
     request = b'{"source": "x"}'
     done = subprocess.run(

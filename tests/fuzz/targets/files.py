@@ -19,8 +19,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 from hypothesis import strategies as st
 
-from easydel.data import UnreadableRow
-from easydel.data.sources import open_source
+from easydel.data import UnreadableRow, open_source
 from tests.fuzz.inputs import BIG_VALUES, HOSTILE_TEXTS, HOSTILE_VALUES, SEEDS, bent, damaged, json_text, mutate_bytes
 from tests.fuzz.made import ROWS
 
