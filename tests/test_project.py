@@ -82,22 +82,6 @@ KNOWN_CIRCLES = [
         "easydel.weights.adapter_files",
         "easydel.weights.pretrained",
     },
-    {
-        "easydel.trainers.adapted_model",
-        "easydel.trainers.callbacks.callback",
-        "easydel.trainers.callbacks.progress",
-        "easydel.trainers.callbacks.stopping",
-        "easydel.trainers.callbacks.trackers",
-        "easydel.trainers.compiled_step",
-        "easydel.trainers.log_window",
-        "easydel.trainers.optimizers",
-        "easydel.trainers.run.folder",
-        "easydel.trainers.run.record",
-        "easydel.trainers.trainer",
-        "easydel.trainers.trainer_hooks",
-        "easydel.trainers.trainer_protocol",
-        "easydel.trainers.training_arguments",
-    },
 ]
 
 
