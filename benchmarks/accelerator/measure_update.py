@@ -29,8 +29,9 @@ from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
 from easydel.ops.attention.xla import tree_attention_xla
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import PreferenceLoss
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
-from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
+from easydel.trainers.step import training_step
 
 TRACED_UPDATES = 2
 
@@ -76,8 +77,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
             del reference
         step = functools.partial(
             training_step,
-            objective=Objective.of(DPOConfig()),
-            scoring=ScoringOptions(),
+            loss=PreferenceLoss(Objective.of(DPOConfig()), ScoringOptions(), state.model.dtype),
             count_micro_batches=layout.count_micro_batches,
             remat=variant.checkpointing,
         )

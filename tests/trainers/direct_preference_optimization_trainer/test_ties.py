@@ -16,13 +16,13 @@ from easydel.data.batching.packing import PackingLayout, pack
 from easydel.data.preference.transform import PreferencePair, PreferenceTransform
 from easydel.infra.mesh import create_mesh, data_parallel_size, put_batch
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import margin_rounding
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     PairLogps,
     ScoringOptions,
     score_in_micro_batches,
     score_pairs,
 )
-from easydel.trainers.direct_preference_optimization_trainer.steps import margin_rounding
 from tests.tiny import random_pair, tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False, "total_batch_size": 4, "learning_rate": 1e-2}
