@@ -105,7 +105,7 @@ def step_of(batch, micro_batches=1, **options):
         training_step,
         objective=SIGMOID,
         scoring=ScoringOptions(),
-        count_parts=lambda *_: micro_batches,
+        count_micro_batches=lambda *_: micro_batches,
         remat=False,
         **options,
     )
