@@ -74,7 +74,9 @@ def main() -> None:
         transform({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}, number)
         for number, row in enumerate(rows)
     ]
-    batch = {name: value[:1] for name, value in pack(pairs, PackingLayout(0, part_tokens=arguments.tokens)).items()}
+    batch = {
+        name: value[:1] for name, value in pack(pairs, PackingLayout(0, micro_batch_tokens=arguments.tokens)).items()
+    }
     inputs = [jnp.asarray(batch[name]) for name in ("input_ids", "position_ids", "segment_ids", "branch_ids")]
 
     programs = {}

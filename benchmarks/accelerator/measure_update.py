@@ -50,7 +50,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     shape = SHAPES[shape_name]
     pairs = made_pairs(shape, pair_count)
     layout = PackingLayout(
-        0, packing=variant.packing, share_prompt=variant.share_prompt, part_tokens=variant.part_tokens
+        0, packing=variant.packing, share_prompt=variant.share_prompt, micro_batch_tokens=variant.micro_batch_tokens
     )
     packed = pack(pairs, layout)
     del packed["pair_keys"]
@@ -67,7 +67,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
 
         started = time.perf_counter()
         score = jax.jit(
-            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), layout.count_parts)
+            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), layout.count_micro_batches)
         ).lower(reference, batch)
         score = score.compile()
         logps = score(reference, batch)
@@ -78,7 +78,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
             training_step,
             objective=Objective.of(DPOConfig()),
             scoring=ScoringOptions(),
-            count_parts=layout.count_parts,
+            count_micro_batches=layout.count_micro_batches,
             remat=variant.checkpointing,
         )
         step = jax.jit(step, donate_argnums=0).lower(state, batch | known).compile()
@@ -120,8 +120,8 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     return {
         "device": jax.devices()[0].device_kind,
         "variant": dataclasses.asdict(variant),
-        "rows": [layout.places_in_use(packed) // packed["input_ids"].shape[1], packed["input_ids"].shape[1]],
-        "padding_fraction": 1 - tokens_in_rows / layout.places_in_use(packed),
+        "rows": [layout.positions_in_use(packed) // packed["input_ids"].shape[1], packed["input_ids"].shape[1]],
+        "padding_fraction": 1 - tokens_in_rows / layout.positions_in_use(packed),
         "pairs": pair_count,
         "useful_tokens": tokens,
         "useful_flops": float(flops),

@@ -13,7 +13,7 @@ class Variant:
       own_attention: the attention made for the device, else XLA's.
       share_prompt, packing: as in `DPOConfig`.
       checkpointing: layers are rebuilt in the backward pass.
-      part_tokens: `micro_batch_tokens` of `DPOConfig`, 8192 by default on an accelerator.
+      micro_batch_tokens: `micro_batch_tokens` of `DPOConfig`, 8192 by default on an accelerator.
       known_reference: the reference's log-probs are at hand, as from the cache, and its weights are not kept.
     """
 
@@ -21,7 +21,7 @@ class Variant:
     share_prompt: bool = True
     packing: bool = True
     checkpointing: bool = True
-    part_tokens: int = 8192
+    micro_batch_tokens: int = 8192
     known_reference: bool = False
 
 
@@ -32,6 +32,6 @@ VARIANTS = {
     "one pair a row": Variant(packing=False),
     "one pair a row, prompts not shared": Variant(share_prompt=False, packing=False),
     "products kept": Variant(checkpointing=False),
-    "2048 tokens at once": Variant(part_tokens=2048),
+    "2048 tokens at once": Variant(micro_batch_tokens=2048),
     "reference known": Variant(known_reference=True),
 }

@@ -59,7 +59,7 @@ def update_bytes(config: EasyDeLBaseConfig, batch: Batch, layout: PackingLayout,
     MLP's f wide, and the logits of one chunk of c tokens with their gradient.
     """
     hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
-    places = rows // layout.count_parts(rows, length) * length
+    places = rows // layout.count_micro_batches(rows, length) * length
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     norms = hidden * (2 * config.num_hidden_layers + 1)
     parameters = layer_weights(config) + embeddings + norms

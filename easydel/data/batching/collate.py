@@ -40,7 +40,7 @@ class Collator:
             return pack(pairs, self.layout)
         batch = self.data_collator(pairs)
         rows, kept = len(batch["input_ids"]), int(np.count_nonzero(batch["pair_mask"]))
-        multiple = self.layout.row_multiple * self.layout.parts
+        multiple = self.layout.row_multiple * self.layout.micro_batches
         if rows % multiple:
             raise DataError(
                 f"data_collator gave {rows} rows; with these devices and gradient_accumulation_steps their number must "

@@ -26,36 +26,36 @@ class PackingLayout:
       packing: several pairs share a row; otherwise one pair a row.
       share_prompt: chosen and rejected hang off one copy of the prompt; otherwise each has its own.
       row_multiple: the number of rows is a multiple of this (devices).
-      parts: the batch goes through the model in at least so many parts, one after the other.
-      part_tokens: places of a part on each device, a multiple of 128, unless one pair needs more; None knows no limit,
-        so that ``parts`` is the number of parts.
+      micro_batches: the batch goes through the model in at least so many micro-batches, one after the other.
+      micro_batch_tokens: positions of a micro-batch per device, a multiple of 128, unless one pair needs more; None is
+        no limit, so that ``micro_batches`` is their number.
     """
 
     padding_value: int
     packing: bool = True
     share_prompt: bool = True
     row_multiple: int = 1
-    parts: int = 1
-    part_tokens: int | None = 2048
+    micro_batches: int = 1
+    micro_batch_tokens: int | None = 2048
 
-    def count_parts(self, rows: int, length: int) -> int:
-        """Parts of a batch of so many rows. Part i holds the rows i, i + parts, …; those at the end may be empty.
+    def count_micro_batches(self, rows: int, length: int) -> int:
+        """Micro-batches of a batch of so many rows: number i of n holds the rows i, i + n, …; the last may be empty.
 
-        A packed row is a part's share of a device, since rows in use are full; of other rows a part has as many as the
-        limits allow.
+        A micro-batch holds one packed row per device, since rows in use are full; of other rows, as many as the limits
+        allow.
         """
-        if self.part_tokens is None:
-            return self.parts
+        if self.micro_batch_tokens is None:
+            return self.micro_batches
         of_device = rows // self.row_multiple
-        most = 1 if self.packing else min(max(1, self.part_tokens // length), of_device // self.parts)
+        most = 1 if self.packing else min(max(1, self.micro_batch_tokens // length), of_device // self.micro_batches)
         return of_device // next(at_once for at_once in range(most, 0, -1) if of_device % at_once == 0)
 
-    def places_in_use(self, batch: Batch) -> int:
-        """Tokens and padding of the parts that hold any pair."""
+    def positions_in_use(self, batch: Batch) -> int:
+        """Positions, tokens and padding, of the micro-batches that hold any pair."""
         rows, length = batch["input_ids"].shape
-        parts = self.count_parts(rows, length)
-        last = np.flatnonzero(batch["pair_mask"].any(axis=1)) % parts
-        return (last.max() + 1) * (rows // parts) * length
+        count = self.count_micro_batches(rows, length)
+        last = np.flatnonzero(batch["pair_mask"].any(axis=1)) % count
+        return (last.max() + 1) * (rows // count) * length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _is_truncated(pair: PreferencePair) -> bool:
     return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
 
 
-# Where parts know no limit, rows are about this long: shorter ones pack badly, longer ones gain nothing.
+# Where micro-batches know no limit, rows are about this long: shorter ones pack badly, longer ones gain nothing.
 TARGET_ROW_LENGTH = 2048
 LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
@@ -129,14 +129,17 @@ def round_up(number: int, unit: int = 1) -> int:
     return -(-units // step) * step * unit
 
 
-def row_lengths(part_tokens: int, longest: int, is_one_part: bool) -> list[int]:
-    """Row lengths to choose from, of which each compiles a program of its own: quarters of a part, or its eighths and
-    smaller halves where all fits in one; for a tree that is longer than a part, its own length, rounded up."""
-    if longest > part_tokens:
+def row_lengths(micro_batch_tokens: int, longest: int, is_one_micro_batch: bool) -> list[int]:
+    """Row lengths to choose from, of which each compiles a program of its own.
+
+    Quarters of a micro-batch, or its eighths and smaller halves where all fits in one; for a tree that is longer than
+    a micro-batch, its own length, rounded up.
+    """
+    if longest > micro_batch_tokens:
         return [round_up(longest, LENGTH_UNIT)]
-    lengths = [part_tokens * share // 4 for share in range(1, 5)]
-    if is_one_part:
-        lengths = [part_tokens * share // 8 for share in range(1, 9)]
+    lengths = [micro_batch_tokens * share // 4 for share in range(1, 5)]
+    if is_one_micro_batch:
+        lengths = [micro_batch_tokens * share // 8 for share in range(1, 9)]
         while lengths[0] >= 2 * LENGTH_UNIT:
             lengths.insert(0, lengths[0] // 2 // LENGTH_UNIT * LENGTH_UNIT)
     return [length for length in lengths if length >= longest]
@@ -164,12 +167,12 @@ def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[lis
 def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int, list[list[int]]]:
     """Number of rows in use, their length, and the trees of each, so that there is the least padding.
 
-    Where parts know no limit all rows are computed and compiled for, so their number is one of few.
+    Where micro-batches know no limit, all rows are computed and compiled for, so their number is one of few.
     """
-    part_tokens, longest = layout.part_tokens or TARGET_ROW_LENGTH, max(lengths)
-    least = layout.row_multiple * layout.parts
+    micro_batch_tokens, longest = layout.micro_batch_tokens or TARGET_ROW_LENGTH, max(lengths)
+    least = layout.row_multiple * layout.micro_batches
     if layout.packing:
-        to_try = row_lengths(part_tokens, longest, sum(lengths) <= part_tokens * layout.row_multiple)
+        to_try = row_lengths(micro_batch_tokens, longest, sum(lengths) <= micro_batch_tokens * layout.row_multiple)
     else:
         to_try = [round_up(longest, LENGTH_UNIT)]
     choices = []
@@ -180,9 +183,9 @@ def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int
         else:
             members = [[index] for index in range(len(lengths))]
             share = max(1, len(members) // least)
-            multiple = layout.row_multiple * min(share, max(1, part_tokens // row_length))
+            multiple = layout.row_multiple * min(share, max(1, micro_batch_tokens // row_length))
         rows = -(-max(len(members), least) // multiple)
-        rows = multiple * (round_up(rows) if layout.part_tokens is None else rows)
+        rows = multiple * (round_up(rows) if layout.micro_batch_tokens is None else rows)
         choices.append((rows * row_length, -row_length, rows, members))
     _, negative_length, rows, members = min(choices)
     return rows, -negative_length, members
@@ -211,11 +214,11 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     lengths = [tree.length for tree in trees]
     in_use, row_length, members = choose_rows(lengths, layout)
     rows = in_use
-    if layout.packing and layout.part_tokens is not None:
+    if layout.packing and layout.micro_batch_tokens is not None:
         # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
         rows = max(in_use, layout.row_multiple * -(-len(pairs) // layout.row_multiple))
-    parts = layout.count_parts(rows, row_length)
-    at_once = rows // parts
+    count = layout.count_micro_batches(rows, row_length)
+    at_once = rows // count
     slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
     # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
     targets = row_length
@@ -249,8 +252,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         batch["ref_rejected_logps"] = empty(slots, 0, np.float32)
 
     for number, indices in enumerate(members):
-        part, place = divmod(number, at_once)
-        row = place * parts + part
+        micro_batch, row_of_it = divmod(number, at_once)
+        row = row_of_it * count + micro_batch
         start = target_start = 0
         for slot, index in enumerate(indices):
             tree = trees[index]

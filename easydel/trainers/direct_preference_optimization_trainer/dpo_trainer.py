@@ -27,8 +27,8 @@ from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
-from easydel.infra.model_digest import model_digest
-from easydel.infra.trainable import join
+from easydel.layers.model_digest import model_digest
+from easydel.layers.trainable import join
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -157,7 +157,7 @@ class DPOTrainer(Trainer):
             reference_for(policy, reference_model, self.mesh, self.model) if arguments.keeps_reference else None,
             self.mesh,
             ld_alpha=arguments.ld_alpha,
-            count_parts=self._layout.count_parts,
+            count_micro_batches=self._layout.count_micro_batches,
             is_cached=not arguments.sync_ref_model,
         )
 
@@ -273,7 +273,7 @@ class DPOTrainer(Trainer):
         shared: dict[str, Any] = {
             "objective": Objective.of(arguments),
             "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
-            "count_parts": self._layout.count_parts,
+            "count_micro_batches": self._layout.count_micro_batches,
         }
         return (
             functools.partial(
@@ -453,8 +453,8 @@ class DPOTrainer(Trainer):
             packing=arguments.packing and self.data_collator is None,
             share_prompt=arguments.share_prompt,
             row_multiple=data_parallel_size(self.mesh),
-            parts=arguments.gradient_accumulation_steps,
-            part_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
+            micro_batches=arguments.gradient_accumulation_steps,
+            micro_batch_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
         )
 
     @property

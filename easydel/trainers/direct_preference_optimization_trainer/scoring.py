@@ -16,8 +16,8 @@ from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
 from easydel.ops.mesh_axes import DATA_AXES
 
 DeviceBatch = dict[str, Array]
-# (rows, length) of a batch to the number of parts in which it goes through the model, one after the other.
-CountParts = Callable[[int, int], int]
+# (rows, length) of a batch to the number of micro-batches in which it goes through the model.
+CountMicroBatches = Callable[[int, int], int]
 
 # What the model reads of a batch; the rest is for the objective and for people.
 SCORED_KEYS = (
@@ -136,9 +136,9 @@ def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
     }
 
 
-def parts_in_use(parts: DeviceBatch) -> Int[Array, ""]:
+def micro_batches_in_use(micro_batches: DeviceBatch) -> Int[Array, ""]:
     """How many of the micro-batches hold a pair: the first ones do, and the rest need not be looked at."""
-    holds_pair = jnp.any(parts["pair_mask"], axis=(1, 2))
+    holds_pair = jnp.any(micro_batches["pair_mask"], axis=(1, 2))
     return jnp.max(jnp.where(holds_pair, jnp.arange(1, holds_pair.size + 1), 0))
 
 
@@ -148,20 +148,20 @@ def join_micro_batches(value: Float[Array, "count rows slots *rest"]) -> Float[A
 
 
 def score_in_micro_batches(
-    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, count_parts: CountParts
+    model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, count_micro_batches: CountMicroBatches
 ) -> PairLogps:
     """`score_pairs` without gradients, as many rows at a time as a training step holds."""
     batch = {key: batch[key] for key in SCORED_KEYS}
-    count = count_parts(*batch["input_ids"].shape)
+    count = count_micro_batches(*batch["input_ids"].shape)
     if count == 1:
         return score_pairs(model, batch, options)
-    parts = split_micro_batches(batch, count)
+    micro_batches = split_micro_batches(batch, count)
 
     def score(number: int | Array) -> PairLogps:
-        return score_pairs(model, jax.tree.map(lambda part: part[number], parts), options)
+        return score_pairs(model, jax.tree.map(lambda rows: rows[number], micro_batches), options)
 
     def put(number: Array, scored: PairLogps) -> PairLogps:
         return jax.tree.map(lambda whole, part: whole.at[number].set(part), scored, score(number))
 
     nothing = jax.tree.map(lambda part: jnp.zeros((count, *part.shape), part.dtype), jax.eval_shape(score, 0))
-    return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, parts_in_use(parts), put, nothing))
+    return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, micro_batches_in_use(micro_batches), put, nothing))

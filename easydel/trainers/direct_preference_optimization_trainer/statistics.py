@@ -18,7 +18,7 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule, layout: PackingLayout
     chosen = int(np.count_nonzero((targets >= 0) & (targets % 2 == 0)))
     head = 2 * model.config.vocab_size * model.config.hidden_size
     means = {
-        "padding_fraction": 1 - tokens / layout.places_in_use(batch),
+        "padding_fraction": 1 - tokens / layout.positions_in_use(batch),
         "completion_length/chosen": chosen / pairs,
         "completion_length/rejected": (scored - chosen) / pairs,
     }

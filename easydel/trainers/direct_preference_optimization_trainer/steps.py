@@ -13,17 +13,17 @@ from jaxtyping import Array, Float
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.trainable import join, split_trainable
 from easydel.layers.lora import with_dropout
+from easydel.layers.trainable import join, split_trainable
 from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
-    CountParts,
+    CountMicroBatches,
     DeviceBatch,
     PairLogps,
     ScoringOptions,
     completion_lengths,
-    parts_in_use,
+    micro_batches_in_use,
     score_in_micro_batches,
     score_pairs,
     split_micro_batches,
@@ -38,7 +38,7 @@ def training_step(
     *,
     objective: Objective,
     scoring: ScoringOptions,
-    count_parts: CountParts,
+    count_micro_batches: CountMicroBatches,
     remat: bool,
     dropout_seed: int = 0,
 ) -> tuple[EasyDeLState, Metrics]:
@@ -58,12 +58,12 @@ def training_step(
         metrics = preference_metrics(policy, micro, objective, totals, state.model.dtype)
         return metrics["loss"], metrics
 
-    parts = split_micro_batches(batch, count_parts(*batch["input_ids"].shape))
+    micro_batches = split_micro_batches(batch, count_micro_batches(*batch["input_ids"].shape))
     # All micro-batches add to one gradient in place: a second one would be as large as the parameters.
     gradient_refs = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), trainable)
 
     def loss_of(number: int | Array) -> Callable[[EasyDeLBaseModule], tuple[Array, Metrics]]:
-        micro = jax.tree.map(lambda part: part[number], parts)
+        micro = jax.tree.map(lambda rows: rows[number], micro_batches)
         return lambda trainable: loss(trainable, micro, number)
 
     def add(number: Array, total: Metrics) -> Metrics:
@@ -74,7 +74,7 @@ def training_step(
 
     _, shapes = jax.eval_shape(loss_of(0), trainable)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    metrics = jax.lax.fori_loop(0, parts_in_use(parts), add, nothing)
+    metrics = jax.lax.fori_loop(0, micro_batches_in_use(micro_batches), add, nothing)
     gradient = jax.tree.map(jax.ref.freeze, gradient_refs)
 
     grad_norm = optax.global_norm(gradient)
@@ -85,10 +85,15 @@ def training_step(
 
 
 def evaluation_step(
-    state: EasyDeLState, batch: DeviceBatch, *, objective: Objective, scoring: ScoringOptions, count_parts: CountParts
+    state: EasyDeLState,
+    batch: DeviceBatch,
+    *,
+    objective: Objective,
+    scoring: ScoringOptions,
+    count_micro_batches: CountMicroBatches,
 ) -> Metrics:
     """The metrics of one batch that carries reference log-probs, without gradients."""
-    policy = score_in_micro_batches(state.model, batch, scoring, count_parts)
+    policy = score_in_micro_batches(state.model, batch, scoring, count_micro_batches)
     return preference_metrics(policy, batch, objective, update_totals(batch), state.model.dtype)
 
 

@@ -94,18 +94,18 @@ def test_rows_hold_every_tree_once_and_stay_near_the_best_number(lengths):
     assert sum(sum(lengths[i] for i in row) <= 50 and len(row) < 5 for row in rows) <= 1
 
 
-@given(longest=st.integers(1, 10_000), is_one_part=st.booleans())
-def test_a_row_length_holds_the_longest_tree_and_is_one_of_few(longest, is_one_part):
-    lengths = row_lengths(2048, longest, is_one_part)
+@given(longest=st.integers(1, 10_000), is_one_micro_batch=st.booleans())
+def test_a_row_length_holds_the_longest_tree_and_is_one_of_few(longest, is_one_micro_batch):
+    lengths = row_lengths(2048, longest, is_one_micro_batch)
     assert lengths and min(lengths) >= longest and lengths == sorted(lengths)
     assert all(length % 16 == 0 for length in lengths)
-    assert len(lengths) <= (12 if is_one_part else 4)
+    assert len(lengths) <= (12 if is_one_micro_batch else 4)
     assert longest <= 2048 or lengths[0] < 1.25 * longest
 
 
-def test_without_parts_the_shapes_are_few_too():
+def test_without_a_limit_of_micro_batches_the_shapes_are_few_too():
     rng = np.random.default_rng(0)
-    layout, shapes = PackingLayout(0, part_tokens=None), set()
+    layout, shapes = PackingLayout(0, micro_batch_tokens=None), set()
     for _ in range(200):
         lengths = np.clip(rng.lognormal(5.3, 0.5, 32), 40, 1000).astype(int).tolist()
         shapes.add(choose_rows(lengths, layout)[:2])
@@ -114,15 +114,15 @@ def test_without_parts_the_shapes_are_few_too():
 
 @pytest.mark.parametrize("longest", [100, 600, 2050])
 def test_a_row_of_one_pair_is_little_longer_than_the_longest(longest):
-    for part_tokens in (2048, 8192):
-        layout = PackingLayout(0, packing=False, part_tokens=part_tokens)
+    for micro_batch_tokens in (2048, 8192):
+        layout = PackingLayout(0, packing=False, micro_batch_tokens=micro_batch_tokens)
         assert choose_rows([40, longest, 50], layout)[1] < 1.25 * longest
 
 
-def test_a_batch_that_its_parts_do_not_divide_still_goes_through_several_rows_at_once():
-    layout = PackingLayout(0, packing=False, parts=4)
+def test_a_batch_that_its_micro_batches_do_not_divide_still_goes_through_several_rows_at_once():
+    layout = PackingLayout(0, packing=False, micro_batches=4)
     rows, length, _ = choose_rows([100] * 9, layout)
-    assert (rows, layout.count_parts(rows, length)) == (10, 5)
+    assert (rows, layout.count_micro_batches(rows, length)) == (10, 5)
 
 
 def test_real_lengths_give_few_shapes_and_little_padding():
@@ -138,23 +138,23 @@ def test_real_lengths_give_few_shapes_and_little_padding():
     assert 1 - used / area < 0.1
 
 
-def test_few_tokens_are_one_row_in_one_part_whatever_the_rows_there_could_be():
+def test_few_tokens_are_one_row_in_one_micro_batch_whatever_the_rows_there_could_be():
     layout = PackingLayout(0)
     pairs = [random_pair(np.random.default_rng(0), index) for index in range(8)]
     batch = pack(pairs, layout)
     rows, length = batch["input_ids"].shape
-    assert layout.count_parts(rows, length) == rows == len(pairs)
+    assert layout.count_micro_batches(rows, length) == rows == len(pairs)
     assert batch["pair_mask"].any(axis=1).tolist() == [True] + [False] * 7
-    assert layout.places_in_use(batch) == length < 2 * np.count_nonzero(batch["segment_ids"])
+    assert layout.positions_in_use(batch) == length < 2 * np.count_nonzero(batch["segment_ids"])
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_rows_of_one_pair_go_through_as_many_at_once_as_a_part_holds(parts):
-    layout = PackingLayout(0, packing=False, row_multiple=2, parts=parts, part_tokens=256)
+@pytest.mark.parametrize("least", [1, 3])
+def test_rows_of_one_pair_go_through_as_many_at_once_as_a_micro_batch_holds(least):
+    layout = PackingLayout(0, packing=False, row_multiple=2, micro_batches=least, micro_batch_tokens=256)
     pairs = [random_pair(np.random.default_rng(index), index) for index in range(16)]
     rows, length = pack(pairs, layout)["input_ids"].shape
-    count = layout.count_parts(rows, length)
-    assert count >= parts and rows % (2 * count) == 0
+    count = layout.count_micro_batches(rows, length)
+    assert count >= least and rows % (2 * count) == 0
     assert rows // 2 // count * length <= max(256, length)
 
 

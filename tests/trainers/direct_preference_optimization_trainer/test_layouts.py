@@ -101,7 +101,11 @@ def update(model, batch, micro_batches=1, remat=False, objective=SIGMOID, scorin
     state = EasyDeLState.create(model, optax.sgd(1.0))
     step = jax.jit(
         functools.partial(
-            training_step, objective=objective, scoring=scoring, count_parts=lambda *_: micro_batches, remat=remat
+            training_step,
+            objective=objective,
+            scoring=scoring,
+            count_micro_batches=lambda *_: micro_batches,
+            remat=remat,
         )
     )
     return step(state, batch | reference_of(batch))

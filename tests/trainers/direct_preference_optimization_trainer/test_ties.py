@@ -139,7 +139,7 @@ def spread_of_margins(model, pairs: list[PreferencePair]) -> tuple[np.ndarray, n
             else:
                 score = jax.jit(
                     lambda model, batch, layout=layout: score_in_micro_batches(
-                        model, batch, ScoringOptions(), layout.count_parts
+                        model, batch, ScoringOptions(), layout.count_micro_batches
                     )
                 )
                 scored = score(model, sent)

@@ -24,7 +24,7 @@ from easydel.trainers.direct_preference_optimization_trainer.reference.cache imp
 )
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import Reference
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
-    CountParts,
+    CountMicroBatches,
     DeviceBatch,
     ScoringOptions,
     score_in_micro_batches,
@@ -53,7 +53,7 @@ class ReferenceScorer:
       reference: the model; None is a uniform one, whose log-probs count as 0, or none at all.
       mesh: where batches lie.
       ld_alpha: weight of the tokens beyond the shorter completion's length.
-      count_parts: parts a batch is scored in, by its rows and their length.
+      count_micro_batches: micro-batches a batch is scored in, by its rows and their length.
       is_cached: whether log-probs are looked up and kept; the reference must stand still then.
 
     Attributes:
@@ -66,7 +66,7 @@ class ReferenceScorer:
         mesh: Mesh,
         *,
         ld_alpha: float | None,
-        count_parts: CountParts,
+        count_micro_batches: CountMicroBatches,
         is_cached: bool,
     ):
         self.found = self.scored = 0
@@ -80,7 +80,7 @@ class ReferenceScorer:
         # finds them would compile programs that the first one, which scored them, did not.
         on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         self._score = on_batch(
-            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_parts).parts
+            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_micro_batches).parts
         )
         self._merge = on_batch(_merge)
         self._whole = on_batch(functools.partial(whole_completions, ld_alpha=ld_alpha))
