@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.mesh import DATA_AXES, constrain
-from easydel.infra.trainable import join, split_trainable, trainable_filter
+from easydel.infra.mesh import constrain
 from easydel.layers.lora import with_dropout
+from easydel.layers.trainable import join, split_trainable, trainable_filter
+from easydel.ops.mesh_axes import DATA_AXES
 from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch, Metrics, TaskLoss, TrainingStep
 
 Scores = TypeVar("Scores", bound=PyTree)
@@ -77,7 +78,7 @@ def training_step(
 
     _, shapes = jax.eval_shape(loss_of(0), trainable)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    metrics = jax.lax.fori_loop(0, micro_batches_in_use(micro_batches[loss.example_mask]), add, nothing)
+    metrics = jax.lax.fori_loop(0, micro_batches_in_use(micro_batches), add, nothing)
     gradient = jax.tree.map(jax.ref.freeze, gradient_refs)
 
     grad_norm = optax.global_norm(gradient)
@@ -94,7 +95,6 @@ def evaluation_step(
         lambda rows: loss.score(state.model, rows),
         {key: batch[key] for key in loss.scored_keys},
         count_micro_batches(*batch["input_ids"].shape),
-        loss.example_mask,
     )
     return loss(scores, batch, loss.totals(batch))
 
@@ -112,22 +112,19 @@ def join_micro_batches(value: Shaped[Array, "count rows *rest"]) -> Shaped[Array
     return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
 
 
-def micro_batches_in_use(example_mask: Bool[Array, "count rows *rest"]) -> Int[Array, ""]:
-    """How many of the micro-batches hold an example: the first ones do, and the rest need not be run."""
-    holds_example = jnp.any(example_mask, axis=tuple(range(1, example_mask.ndim)))
-    return jnp.max(jnp.where(holds_example, jnp.arange(1, holds_example.size + 1), 0))
+def micro_batches_in_use(micro_batches: DeviceBatch) -> Int[Array, ""]:
+    """How many of the micro-batches hold a token: the first ones do, and the rest need not be run."""
+    holds_token = jnp.any(micro_batches["segment_ids"] > 0, axis=(1, 2))
+    return jnp.max(jnp.where(holds_token, jnp.arange(1, holds_token.size + 1), 0))
 
 
-def map_micro_batches(
-    score: Callable[[DeviceBatch], Scores], batch: DeviceBatch, count: int, example_mask: str
-) -> Scores:
+def map_micro_batches(score: Callable[[DeviceBatch], Scores], batch: DeviceBatch, count: int) -> Scores:
     """`score` of a batch without gradients, a micro-batch at a time.
 
     Args:
       score: from arrays ``[rows, ...]`` to arrays ``[rows, ...]``.
-      batch: what `score` reads.
-      count: of micro-batches; those that hold no example are not run and their rows are 0.
-      example_mask: key of the array that says where there is an example.
+      batch: what `score` reads, ``segment_ids`` among it.
+      count: of micro-batches; those that hold no token are not run and their rows are 0.
     """
     if count == 1:
         return score(batch)
@@ -140,7 +137,7 @@ def map_micro_batches(
         return jax.tree.map(lambda whole, rows: whole.at[number].set(rows), scored, score_of(number))
 
     nothing = jax.tree.map(lambda rows: jnp.zeros((count, *rows.shape), rows.dtype), jax.eval_shape(score_of, 0))
-    in_use = micro_batches_in_use(micro_batches[example_mask])
+    in_use = micro_batches_in_use(micro_batches)
     return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, in_use, put, nothing))
 
 

@@ -58,12 +58,8 @@ class TaskLoss(Protocol[Scores]):
     """What a task gives to the step: scores of examples under a model, and a loss that is their mean over an update.
 
     Attributes:
-      example_mask: key of the batch's bool array ``[rows, ...]`` that is True where there is an example.
-      scored_keys: keys of the batch that `score` reads, `example_mask` among them.
+      scored_keys: keys of the batch that `score` reads, ``input_ids`` and ``segment_ids`` among them.
     """
-
-    @property
-    def example_mask(self) -> str: ...
 
     @property
     def scored_keys(self) -> tuple[str, ...]: ...

@@ -45,7 +45,6 @@ class PreferenceLoss:
     scoring: ScoringOptions
     dtype: np.dtype
 
-    example_mask: ClassVar[str] = "pair_mask"
     scored_keys: ClassVar[tuple[str, ...]] = SCORED_KEYS
 
     def score(self, model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = False) -> PairLogps:
