@@ -95,9 +95,11 @@ class DPOTrainer(Trainer):
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
-      >>> config = DPOConfig(beta=0.1, loss_type="sigmoid", max_length=512, learning_rate=5e-6)  # doctest: +SKIP
-      >>> trainer = DPOTrainer(config, model, reference_model, tokenizer, preference_dataset)  # doctest: +SKIP
-      >>> trainer.train()  # doctest: +SKIP
+      >>> config = DPOConfig(total_batch_size=4, learning_rate=1e-3, save_directory=None, progress_bar=False)
+      >>> trainer = DPOTrainer(config, model, None, tokenizer, open_source("train.jsonl"))
+      >>> log = trainer.train().log_history
+      >>> round(log[0]["train/loss"], 4)  # ln 2: policy and reference are still one model
+      0.6931
     """
 
     arguments: DPOConfig
