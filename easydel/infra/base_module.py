@@ -22,12 +22,20 @@ from easydel.inference import generation
 from easydel.infra.base_config import EasyDeLBaseConfig, hugging_face_keys
 from easydel.infra.config_keys import is_harmless
 from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
-from easydel.infra.trainable import split_trainable
 from easydel.layers import lora, quantize
-from easydel.weights import adapter_files
-from easydel.weights.folder import CheckpointFiles, write_folder
-from easydel.weights.number_types import float_dtype
-from easydel.weights.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
+from easydel.layers.lora import split_trainable
+from easydel.layers.surgery import layer_linears
+from easydel.weights import peft
+from easydel.weights.hugging_face import CheckpointFiles, write_folder
+from easydel.weights.pretrained import (
+    check_layer_count,
+    float_dtype,
+    load_parameters,
+    open_checkpoint,
+    tensors_to_keep,
+    tensors_to_save,
+)
+from easydel.weights.weight_map import WeightMap
 
 if TYPE_CHECKING:
     from easydel.infra.base_state import EasyDeLState
@@ -45,8 +53,22 @@ class EasyDeLBaseModule(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     model_type: ClassVar[str]
-    tensor_names: ClassVar[dict[str, str]]
+    layer_prefix: ClassVar[str]
     partition_rules: ClassVar[PartitionRules]
+
+    @classmethod
+    @abc.abstractmethod
+    def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
+        """How a model of this config corresponds to the tensors of its folder."""
+
+    @property
+    def weight_map(self) -> WeightMap:
+        """How this model's arrays correspond to the tensors of its folder."""
+        return self.weight_map_for(self.config)
+
+    def share_in_use(self, path: str) -> float:
+        """The share of a linear layer's weight that one token meets; less than 1 where experts share the work."""
+        return 1.0
 
     @classmethod
     @abc.abstractmethod
@@ -141,18 +163,21 @@ class EasyDeLBaseModule(eqx.Module):
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         dtype, param_dtype = float_dtype("dtype", dtype), float_dtype("param_dtype", param_dtype)
-        check_layer_count(files, cls.tensor_names)
-        config = dataclasses.replace(cls.read_config(files.config), kept_files=files.kept_files)
+        check_layer_count(files, cls.layer_prefix)
+        config = dataclasses.replace(
+            cls.read_config(files.config), kept_files=files.kept_files, source=str(files.path.absolute())
+        )
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
         mesh = create_mesh(sharding_axis_dims)
-        return load_parameters(files, skeleton, cls.tensor_names, cls.partition_rules, mesh, param_dtype)
+        return load_parameters(files, skeleton, cls.weight_map_for(config), cls.partition_rules, mesh, param_dtype)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
         """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
 
         Adapters are merged into the weights, and quantised weights are written in the dtype they were made from.
         ``config.json`` is the one that the model was loaded with, and ``generation_config.json`` and the license texts
-        of its folder are kept; other files (the model card, code) describe the original and are not.
+        of its folder are kept; other files (the model card, code) describe the original and are not. Where that folder
+        holds more than the language model (a vision tower), its other tensors are read from it again and kept.
 
         Args:
           folder: where; made if absent. The caller saves the tokenizer beside it.
@@ -163,10 +188,12 @@ class EasyDeLBaseModule(eqx.Module):
           ValueError: the config was changed to something that the family's ``config.json`` cannot say.
         """
         own_dtype = None if dtype is None else float_dtype("dtype", dtype)
-        tensors = named_tensors(self.merge_lora(), self.tensor_names, own_dtype)
+        tensors = tensors_to_save(self.merge_lora(), self.weight_map, own_dtype)
         config = self._hugging_face_config()
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
         config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
+        if self.weight_map.is_wrapped and self.config.source is not None:
+            tensors |= tensors_to_keep(open_checkpoint(self.config.source), self.weight_map)
         write_folder(folder, config, tensors, max_shard_size, self.config.kept_files)
 
     def _hugging_face_config(self) -> dict[str, Any]:
@@ -230,12 +257,12 @@ class EasyDeLBaseModule(eqx.Module):
         return quantize.is_quantized(self)
 
     def save_adapter(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
-        """Write the adapters alone, in PEFT's format; see `easydel.weights.adapter_files.save_adapter`."""
-        adapter_files.save_adapter(self, folder, base_model_name_or_path)
+        """Write the adapters alone, in PEFT's format; see `easydel.weights.peft.save_adapter`."""
+        peft.save_adapter(self, folder, base_model_name_or_path)
 
     def load_adapter(self, folder: str | Path) -> Self:
-        """This model with the adapters of a PEFT folder; see `easydel.weights.adapter_files.load_adapter`."""
-        return adapter_files.load_adapter(self, folder)
+        """This model with the adapters of a PEFT folder; see `easydel.weights.peft.load_adapter`."""
+        return peft.load_adapter(self, folder)
 
     @property
     def has_lora(self) -> bool:
@@ -263,24 +290,23 @@ class EasyDeLBaseModule(eqx.Module):
         Two a weight (multiply, add). Attention scores (which depend on length) and the head (which only scored
         tokens meet) are not part of it.
         """
-        return 2 * _matrix_size(self.layer_parameters)
+        return 2 * self._sizes_in_use()[0]
 
     @property
     def training_flops_per_token(self) -> int:
         """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
-        trained = lora.adapters(self) or self.layer_parameters
-        return 2 * self.flops_per_token + 2 * _matrix_size(trained)
+        everything, adapters = self._sizes_in_use()
+        return 4 * everything + 2 * (adapters or everything)
 
-    @property
-    @abc.abstractmethod
-    def layer_parameters(self) -> Any:
-        """The stacked parameters of the layers."""
+    def _sizes_in_use(self) -> tuple[int, int]:
+        """Entries that one token meets: of all matrices of the layers, and of the adapters among them."""
+        everything, adapters = 0.0, 0.0
+        for path, linear in layer_linears(self).items():
+            share = self.share_in_use(path)
+            everything += share * linear.matrix_size
+            adapters += share * (linear.lora.matrix_size if linear.lora is not None else 0)
+        return round(everything), round(adapters)
 
 
 def _size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _matrix_size(stacked: Any) -> int:
-    """Entries of weight matrices; norms and biases have two dimensions when stacked over layers."""
-    return sum(leaf.size for leaf in jax.tree.leaves(stacked) if leaf.ndim >= 3)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import mesh_of, tree_shardings
 from easydel.infra.state_files import load_arrays, save_arrays
-from easydel.infra.trainable import join, split_trainable
+from easydel.layers.lora import join, split_trainable
 
 
 class EasyDeLState(eqx.Module):
@@ -23,7 +23,7 @@ class EasyDeLState(eqx.Module):
     Attributes:
       step: updates made so far.
       model: the parameters.
-      opt_state: optimiser state of the trainable parameters (`easydel.infra.trainable`), or None where nothing is
+      opt_state: optimiser state of the trainable parameters (`easydel.layers.lora`), or None where nothing is
         trained.
       tx: the optimiser itself, static.
     """

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from easydel.layers.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
-from easydel.layers.linear import Linear
-from easydel.layers.quantized_weight import QuantizedWeight
-
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.layers.linear import Linear, QuantizedWeight
+from easydel.layers.surgery import LayeredModel, Model, layer_linears, map_linears, matching_linears, placed
 
 
 def quantize(model: Model, pattern: str | None = None) -> Model:
@@ -52,6 +47,6 @@ def _is_finite(linear: Linear) -> Array:
     return jnp.isfinite(linear.weight).all()
 
 
-def is_quantized(model: EasyDeLBaseModule) -> bool:
+def is_quantized(model: LayeredModel) -> bool:
     """Whether any layer's weight is kept in 8 bits."""
     return any(isinstance(linear.weight, QuantizedWeight) for linear in layer_linears(model).values())

@@ -1,31 +1,46 @@
-"""The linear layers of a decoder's layers, by path: what adapters sit on and what is quantised."""
+"""Find the linear layers of a model by their paths, and replace them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
-from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
-from easydel.infra.name_pattern import matching_names
+from easydel.infra.mesh import PartitionRules, mesh_of, parameter_path, parameter_sharding
 from easydel.layers.linear import Linear
+from easydel.layers.name_pattern import matching_names
 
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
 
-Model = TypeVar("Model", bound="EasyDeLBaseModule")
+class LayerPaths(Protocol):
+    """Knows which parameters belong to decoder layers, as `easydel.weights.weight_map.WeightMap` does."""
+
+    def is_in_layers(self, path: str) -> bool: ...
+
+
+class LayeredModel(Protocol):
+    """A model that is a pytree of its parameters, some of which belong to decoder layers."""
+
+    partition_rules: ClassVar[PartitionRules]
+
+    @property
+    def weight_map(self) -> LayerPaths: ...
+
+
+Model = TypeVar("Model", bound=LayeredModel)
 Tree = TypeVar("Tree", bound=PyTree)
 
 
-def layer_linears(model: EasyDeLBaseModule) -> dict[str, Linear]:
-    """Every linear layer that is stacked over the decoder's layers, e.g. "layers.self_attn.q_proj"."""
+def layer_linears(model: LayeredModel) -> dict[str, Linear]:
+    """Every linear layer of the decoder layers, e.g. "layers.self_attn.q_proj"; the head is none of them."""
+    weight_map = model.weight_map
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
-    return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
+    linears = {parameter_path(path): node for path, node in nodes if _is_linear(node)}
+    return {path: linear for path, linear in linears.items() if weight_map.is_in_layers(f"{path}.weight")}
 
 
-def matching_linears(model: EasyDeLBaseModule, pattern: str | None) -> dict[str, Linear]:
+def matching_linears(model: LayeredModel, pattern: str | None) -> dict[str, Linear]:
     """Those in whose path the regular expression `pattern` is found; None takes all.
 
     Raises:
@@ -47,7 +62,7 @@ def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
     )
 
 
-def placed(tree: Tree, path: str, model: EasyDeLBaseModule) -> Tree:
+def placed(tree: Tree, path: str, model: LayeredModel) -> Tree:
     """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
     mesh, rules = mesh_of(model), model.partition_rules
     if mesh is None:
