@@ -13,20 +13,21 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from easydel.errors import listed
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter, QuantizedWeight
-from easydel.layers.surgery import LayeredModel, Model, layer_linears, map_linears, matching_linears, placed
+from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
 
 Tree = TypeVar("Tree", bound=PyTree)
 
 LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
 
-def adapters(model: LayeredModel) -> dict[str, LoraAdapter]:
+def adapters(model: LanguageModel) -> dict[str, LoraAdapter]:
     """The adapters of a model, by the path of their linear layer."""
     return {path: linear.lora for path, linear in layer_linears(model).items() if linear.lora is not None}
 
 
-def require_no_adapters(model: LayeredModel) -> None:
+def require_no_adapters(model: LanguageModel) -> None:
     """Raise `ValueError` where a model has adapters: a layer carries one at most."""
     if adapters(model):
         raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
@@ -147,7 +148,7 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
     return map_linears(model, one)
 
 
-def adapters_are_at_start(model: LayeredModel) -> bool:
+def adapters_are_at_start(model: LanguageModel) -> bool:
     """Whether every adapter still changes nothing, its second factor being zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, QuantizedWeight
-from easydel.layers.surgery import LayeredModel, Model, layer_linears, map_linears, matching_linears, placed
+from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
 
 
 def quantize(model: Model, pattern: str | None = None) -> Model:
@@ -47,6 +48,6 @@ def _is_finite(linear: Linear) -> Array:
     return jnp.isfinite(linear.weight).all()
 
 
-def is_quantized(model: LayeredModel) -> bool:
+def is_quantized(model: LanguageModel) -> bool:
     """Whether any layer's weight is kept in 8 bits."""
     return any(isinstance(linear.weight, QuantizedWeight) for linear in layer_linears(model).values())

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
-from easydel.infra.mesh import PartitionRules, mesh_of, parameter_path, parameter_sharding
+from easydel.infra.language_model import LanguageModel
+from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
 from easydel.layers.linear import Linear
 from easydel.layers.name_pattern import matching_names
 
-
-class LayerPaths(Protocol):
-    """Knows which parameters belong to decoder layers, as `easydel.weights.weight_map.WeightMap` does."""
-
-    def is_in_layers(self, path: str) -> bool: ...
-
-
-class LayeredModel(Protocol):
-    """A model that is a pytree of its parameters, some of which belong to decoder layers."""
-
-    partition_rules: ClassVar[PartitionRules]
-
-    @property
-    def weight_map(self) -> LayerPaths: ...
-
-
-Model = TypeVar("Model", bound=LayeredModel)
+Model = TypeVar("Model", bound=LanguageModel)
 Tree = TypeVar("Tree", bound=PyTree)
 
 
-def layer_linears(model: LayeredModel) -> dict[str, Linear]:
+def layer_linears(model: LanguageModel) -> dict[str, Linear]:
     """Every linear layer of the decoder layers, e.g. "layers.self_attn.q_proj"; the head is none of them."""
     weight_map = model.weight_map
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
@@ -40,7 +25,7 @@ def layer_linears(model: LayeredModel) -> dict[str, Linear]:
     return {path: linear for path, linear in linears.items() if weight_map.is_in_layers(f"{path}.weight")}
 
 
-def matching_linears(model: LayeredModel, pattern: str | None) -> dict[str, Linear]:
+def matching_linears(model: LanguageModel, pattern: str | None) -> dict[str, Linear]:
     """Those in whose path the regular expression `pattern` is found; None takes all.
 
     Raises:
@@ -62,7 +47,7 @@ def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
     )
 
 
-def placed(tree: Tree, path: str, model: LayeredModel) -> Tree:
+def placed(tree: Tree, path: str, model: LanguageModel) -> Tree:
     """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
     mesh, rules = mesh_of(model), model.partition_rules
     if mesh is None:

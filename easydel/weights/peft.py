@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from easydel.errors import listed, plain, shown
-from easydel.infra.mesh import PartitionRules
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
 from easydel.layers.name_pattern import matching_names
-from easydel.layers.surgery import layer_linears
+from easydel.layers.surgery import Model, layer_linears
 from easydel.paths import user_path
 from easydel.weights.hugging_face import CONFIG, FLOATS, read_json, replacing_files
-from easydel.weights.weight_map import WeightMap
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -57,16 +56,6 @@ REQUIRED = ("r", "lora_alpha", "target_modules")
 LONGEST_NAME = 4096
 
 
-class MappedModel(Protocol):
-    """A model whose linear layers have names in the files of its family."""
-
-    partition_rules: ClassVar[PartitionRules]
-
-    @property
-    def weight_map(self) -> WeightMap: ...
-
-
-Model = TypeVar("Model", bound=MappedModel)
 # The modules of a linear layer in the files: their names by position in the layer's leading axes.
 Modules = dict[tuple[int, ...], str]
 
@@ -81,7 +70,7 @@ class AdapterConfig(NamedTuple):
     target_modules: str | list[str]
 
 
-def save_adapter(model: MappedModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
+def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
     """Write a model's adapters, and nothing else of it, as a folder that `peft` opens.
 
     Args:
@@ -188,7 +177,7 @@ def base_of_adapter(folder: Path) -> str:
     return base
 
 
-def _module_names(model: MappedModel) -> dict[str, Modules]:
+def _module_names(model: LanguageModel) -> dict[str, Modules]:
     """The files' modules of every linear layer of the decoder layers."""
     return {path: model.weight_map.modules(path, linear.weight.shape) for path, linear in layer_linears(model).items()}
 

@@ -149,7 +149,7 @@ def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -
 def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
     """A reference that follows the policy in two parts: what `mix` changes, and what the two share for good.
 
-    Each is the whole structure with None in place of the other part's arrays; `easydel.layers.lora.join` undoes it.
+    Each is the whole structure with None in place of the other part's arrays; `join` undoes it.
     """
     adapted = {f"{path}.weight" for path in adapters(policy)}
     moves = jax.tree_util.tree_map_with_path(
