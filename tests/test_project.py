@@ -22,7 +22,7 @@ DPO = "easydel.trainers.direct_preference_optimization_trainer"
 # may know although they may not know its folder. The facades only pass names on.
 FACADES = {"easydel", "easydel.data", "easydel.trainers"}
 BASE = {"easydel.errors", "easydel.paths"}
-DATA = {"easydel.data.faults", "easydel.data.visible"}
+DATA = {"easydel.data.faults", "easydel.data.tree", "easydel.data.visible"}
 # The documented paths of the model and its state stand in infra, and above all that they make easy.
 MODULE = {"easydel.infra.base_module", "easydel.infra.base_state"}
 # Every model has one of these: how its arrays are named in files, and nothing about the files themselves.
@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.paths": set(),
     "easydel.data.visible": set(),
     "easydel.data.faults": {"easydel.data.visible"},
+    "easydel.data.tree": set(),
     "easydel.data.sources": BASE | DATA,
     "easydel.data.preference": BASE | DATA,
     "easydel.data.batching": BASE | DATA | {"easydel.data.sources", "easydel.data.preference"},
