@@ -14,23 +14,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.language_model import KeyValueCache
-<<<<<<< HEAD
-from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
-from easydel.layers.linear import Linear, QuantizedWeight
-=======
 from easydel.infra.mesh import PartitionRules, constrain
-from easydel.layers.linear import Linear
-from easydel.layers.linear import QuantizedWeight
->>>>>>> house
+from easydel.layers.linear import Linear, QuantizedWeight
 from easydel.layers.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.tree_attention import tree_attention
-<<<<<<< HEAD
-from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
-=======
 from easydel.ops.mesh_axes import DATA_AXES
->>>>>>> house
+from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
 
 T = TypeVar("T")
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
