@@ -28,7 +28,6 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
 from easydel.ops.attention.xla import tree_attention_xla
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 
@@ -76,7 +75,7 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
             del reference
         step = functools.partial(
             training_step,
-            objective=Objective.of(DPOConfig()),
+            objective=DPOConfig().objective,
             scoring=ScoringOptions(),
             count_micro_batches=layout.count_micro_batches,
             remat=variant.checkpointing,

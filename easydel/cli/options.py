@@ -47,11 +47,17 @@ class Section:
 
 
 def own_options(cls: type) -> tuple[Option, ...]:
-    """The options of a dataclass's own fields, without those it inherits; help comes from attribute docstrings."""
+    """The options of a dataclass's own fields, without those it inherits; help comes from metadata or docstrings."""
     types, docs = get_type_hints(cls), _attribute_docstrings(cls)
     own = [field for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
     return tuple(
-        Option(field.name, types[field.name], _default(field), docs.get(field.name, ""), field.metadata.get("metavar"))
+        Option(
+            field.name,
+            types[field.name],
+            _default(field),
+            field.metadata.get("help") or docs.get(field.name, ""),
+            field.metadata.get("metavar"),
+        )
         for field in own
     )
 
