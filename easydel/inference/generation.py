@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.language_model import LanguageModel
 
 # Prompts are padded to a multiple of this, so that prompts of similar length share one compilation.
 PROMPT_MULTIPLE = 64
 
 
-class KeyValueCache(NamedTuple):
-    """Keys and values of the tokens so far; a position of -1 marks a place that nobody sees."""
-
-    keys: Float[Array, "layers rows places kv_heads head_dim"]
-    values: Float[Array, "layers rows places kv_heads head_dim"]
-    positions: Int[Array, "rows places"]
-    length: Int[Array, ""]
-
-    @classmethod
-    def empty(cls, model: EasyDeLBaseModule, rows: int, places: int) -> KeyValueCache:
-        config = model.config
-        shape = (config.num_hidden_layers, rows, places, config.num_key_value_heads, config.head_dim)
-        zeros = jnp.zeros(shape, model.dtype)
-        return cls(zeros, zeros, jnp.full((rows, places), -1, jnp.int32), jnp.int32(0))
-
-
 def generate(
-    model: EasyDeLBaseModule,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
@@ -92,7 +74,7 @@ def generate(
 @functools.partial(jax.jit, static_argnames="max_new_tokens")
 def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key, max_new_tokens):
     rows, width = input_ids.shape
-    cache = KeyValueCache.empty(model, rows, width + max_new_tokens)
+    cache = model.empty_cache(rows, width + max_new_tokens)
     hidden, cache = model.hidden_states_with_cache(input_ids, position_ids, cache)
 
     def next_tokens(hidden, key):

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easydel.errors import shown
-from easydel.infra.config_keys import Key, mapping, number, only, read_keys, switch, text, whole
-from easydel.layers.rotary import RotaryScaling
+from easydel.infra.config_keys import LARGEST_INDEX, Key, mapping, number, only, read_keys, switch, whole
+from easydel.infra.rotary_config import ROPE_THETA, ROTARY_KINDS, RotaryScaling, read_rotary
 
 LARGEST_WIDTH = 2**24
-LARGEST_INDEX = 2**31 - 1  # token ids and positions are int32
-DEFAULT_THETA = 10000.0
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # What every family reads from config.json. A family overrides what it reads otherwise.
@@ -29,7 +27,7 @@ DECODER_KEYS: dict[str, Key] = {
     "initializer_range": number(0, 1, default=0.02),
     "max_position_embeddings": whole(1, LARGEST_INDEX, default=2048),
     "tie_word_embeddings": switch(False),
-    "rope_theta": number(1, 1e15, default=None, null=None),
+    "rope_theta": ROPE_THETA,
     "rope_scaling": mapping(),
     "rope_parameters": mapping(),
     # Settings that this decoder computes in one way only.
@@ -64,24 +62,6 @@ SAME_NAMES = (
     "tie_word_embeddings",
     "rope_theta",
 )
-
-ROTARY_KEYS: dict[str, Key] = {
-    "rope_theta": DECODER_KEYS["rope_theta"],
-    "rope_type": text(),
-    "type": text(),
-    "partial_rotary_factor": only(1.0),
-}
-FACTOR = number(1, 1e6)
-ROTARY_KINDS: dict[str, dict[str, Key]] = {
-    "default": {"factor": only(1.0)},
-    "linear": {"factor": FACTOR},
-    "llama3": {
-        "factor": FACTOR,
-        "low_freq_factor": number(1e-6, 1e6),
-        "high_freq_factor": number(1e-6, 1e6),
-        "original_max_position_embeddings": whole(1, LARGEST_INDEX, default=None, null=None),
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +139,7 @@ def decoder_config(raw: Mapping[str, Any], values: Mapping[str, Any], **family: 
                 'and no "head_dim".'
             )
         head_dim = hidden // heads
-    theta, scaling = _rotary(values)
+    theta, scaling = read_rotary(values)
     return EasyDeLBaseConfig(
         **{
             "vocab_size": values["vocab_size"],
@@ -180,49 +160,6 @@ def decoder_config(raw: Mapping[str, Any], values: Mapping[str, Any], **family: 
         }
         | family
     )
-
-
-def _rotary(values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
-    """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``."""
-    readings = {
-        name: _read_rotary(name, values[name], values) for name in ("rope_parameters", "rope_scaling") if values[name]
-    }
-    if len(set(readings.values())) > 1:  # transformers 5 would take rope_scaling, transformers 4 knows no other
-        raise ValueError(
-            f'config.json has "rope_parameters": {shown(values["rope_parameters"], 120)} and "rope_scaling": '
-            f"{shown(values['rope_scaling'], 120)}, which say different things; remove the wrong one."
-        )
-    return next(iter(readings.values()), (float(values["rope_theta"] or DEFAULT_THETA), None))
-
-
-def _read_rotary(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
-    kinds = {rope[key] for key in ("rope_type", "type") if isinstance(rope.get(key), str)}
-    if len(kinds) > 1:
-        raise ValueError(f'config.json has two kinds in "{name}": {shown(rope, 120)}; rope_type and type must agree.')
-    kind = next(iter(kinds), "default")
-    if kind not in ROTARY_KINDS:
-        raise ValueError(f"config.json asks for rope_type {shown(kind)}; supported are {', '.join(ROTARY_KINDS)}.")
-    read = read_keys(rope, ROTARY_KEYS | ROTARY_KINDS[kind], f'"{name}" of config.json (rope_type "{kind}")')
-    thetas = {float(theta) for theta in (read["rope_theta"], values["rope_theta"]) if theta is not None}
-    if len(thetas) > 1:
-        raise ValueError(
-            f'config.json has "rope_theta": {values["rope_theta"]} and another one in "{name}": {read["rope_theta"]}; '
-            "remove the wrong one."
-        )
-    theta = next(iter(thetas), DEFAULT_THETA)
-    if kind == "default":
-        return theta, None
-    settings: dict[str, Any] = {"rope_type": kind} | {key: read[key] for key in ROTARY_KINDS[kind]}
-    if kind == "llama3":
-        settings["original_max_position_embeddings"] = (
-            settings["original_max_position_embeddings"] or values["max_position_embeddings"]
-        )
-        if settings["high_freq_factor"] <= settings["low_freq_factor"]:
-            raise ValueError(
-                f'config.json has "high_freq_factor": {settings["high_freq_factor"]} in "{name}", which must be above '
-                f'"low_freq_factor": {settings["low_freq_factor"]}.'
-            )
-    return theta, RotaryScaling(**settings)
 
 
 def sliding_windows(

@@ -2,99 +2,34 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, Self
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from easydel.errors import shown
 from easydel.inference import generation
-from easydel.infra.base_config import EasyDeLBaseConfig, hugging_face_keys
+from easydel.infra.base_config import hugging_face_keys
+from easydel.infra.base_state import EasyDeLState
 from easydel.infra.config_keys import is_harmless
-from easydel.infra.mesh import PartitionRules, create_mesh, tree_shardings
-from easydel.infra.trainable import split_trainable
+from easydel.infra.language_model import LanguageModel
+from easydel.infra.mesh import create_mesh, tree_shardings
 from easydel.layers import lora, quantize
+from easydel.layers.trainable import split_trainable
 from easydel.weights import adapter_files
 from easydel.weights.folder import CheckpointFiles, write_folder
 from easydel.weights.number_types import float_dtype
 from easydel.weights.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
 
-if TYPE_CHECKING:
-    from easydel.infra.base_state import EasyDeLState
 
-
-class EasyDeLBaseModule(eqx.Module):
-    """A causal language model that is a pytree of its parameters.
-
-    Attributes:
-      config: shape of the model, static.
-      dtype: dtype that activations and products are computed in, static; parameters keep theirs.
-    """
-
-    config: EasyDeLBaseConfig = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
-
-    model_type: ClassVar[str]
-    tensor_names: ClassVar[dict[str, str]]
-    partition_rules: ClassVar[PartitionRules]
-
-    @classmethod
-    @abc.abstractmethod
-    def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
-        """Read the family's ``config.json``.
-
-        Raises:
-          ValueError: names each key that is missing, wrong, or not computed.
-        """
-
-    @classmethod
-    @abc.abstractmethod
-    def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:
-        """The keys that this family adds to ``config.json``: what `read_config` reads beside those of every family."""
-
-    @classmethod
-    @abc.abstractmethod
-    def init(cls, config: EasyDeLBaseConfig, key: PRNGKeyArray, dtype: Any = jnp.float32) -> Self:
-        """A model with random parameters."""
-
-    @property
-    @abc.abstractmethod
-    def output_embedding(self) -> Float[Array, "vocab hidden"]:
-        """The head: a token's logit is its row times the hidden state."""
-
-    @abc.abstractmethod
-    def hidden_states(
-        self,
-        input_ids: Int[Array, "rows length"],
-        position_ids: Int[Array, "rows length"],
-        segment_ids: Int[Array, "rows length"],
-        branch_ids: Int[Array, "rows length"],
-        remat: bool = False,
-    ) -> Float[Array, "rows length hidden"]:
-        """Final normalised hidden states of rows of trees; `remat` rebuilds each layer in the backward pass."""
-
-    @abc.abstractmethod
-    def hidden_states_with_cache(
-        self, input_ids: Int[Array, "rows new"], position_ids: Int[Array, "rows new"], cache: generation.KeyValueCache
-    ) -> tuple[Float[Array, "rows new hidden"], generation.KeyValueCache]:
-        """Hidden states of new tokens that see the cached ones, and the cache with them added."""
-
-    def __call__(self, input_ids: Int[Array, "rows length"]) -> Float[Array, "rows length vocab"]:
-        """Logits of plain sequences, float32."""
-        position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-        ones, zeros = jnp.ones_like(position_ids), jnp.zeros_like(position_ids)
-        hidden = self.hidden_states(input_ids, position_ids, ones, zeros)
-        return jnp.einsum("rld,vd->rlv", hidden, self.output_embedding, preferred_element_type=jnp.float32)
+class EasyDeLBaseModule(LanguageModel):
+    """A language model that loads, saves, generates and takes adapters."""
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -189,10 +124,8 @@ class EasyDeLBaseModule(eqx.Module):
         except ValueError:
             return False
 
-    def to_state(self, tx: optax.GradientTransformation | None = None) -> EasyDeLState:
+    def to_state(self, tx: optax.GradientTransformation | None = None) -> EasyDeLState[Self]:
         """This model with a step counter and, given an optimiser, its state."""
-        from easydel.infra.base_state import EasyDeLState
-
         return EasyDeLState.create(self, tx)
 
     def shard(self, mesh: Mesh) -> Self:
@@ -270,11 +203,6 @@ class EasyDeLBaseModule(eqx.Module):
         """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
         trained = lora.adapters(self) or self.layer_parameters
         return 2 * self.flops_per_token + 2 * _matrix_size(trained)
-
-    @property
-    @abc.abstractmethod
-    def layer_parameters(self) -> Any:
-        """The stacked parameters of the layers."""
 
 
 def _size(tree: Any) -> int:

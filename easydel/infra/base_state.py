@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,30 +11,34 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import mesh_of, tree_shardings
 from easydel.infra.state_files import load_arrays, save_arrays
-from easydel.infra.trainable import join, split_trainable
+from easydel.layers.lora import adapters
+from easydel.layers.quantize import is_quantized
+from easydel.layers.trainable import join, split_trainable
+
+Model = TypeVar("Model", bound=LanguageModel)
 
 
-class EasyDeLState(eqx.Module):
+class EasyDeLState(eqx.Module, Generic[Model]):
     """Step counter, model and optimiser state, as one pytree.
 
     Attributes:
       step: updates made so far.
       model: the parameters.
-      opt_state: optimiser state of the trainable parameters (`easydel.infra.trainable`), or None where nothing is
+      opt_state: optimiser state of the trainable parameters (`easydel.layers.trainable`), or None where nothing is
         trained.
       tx: the optimiser itself, static.
     """
 
     step: Int[Array, ""]
-    model: EasyDeLBaseModule
+    model: Model
     opt_state: optax.OptState | None
     tx: optax.GradientTransformation | None = eqx.field(static=True)
 
     @classmethod
-    def create(cls, model: EasyDeLBaseModule, tx: optax.GradientTransformation | None = None) -> Self:
+    def create(cls, model: Model, tx: optax.GradientTransformation | None = None) -> Self:
         """A state at step 0; the optimiser state takes the parameters' shardings.
 
         Raises:
@@ -42,7 +46,7 @@ class EasyDeLState(eqx.Module):
         """
         opt_state, mesh = None, mesh_of(model)
         if tx is not None:
-            if model.is_quantized and not model.has_lora:
+            if is_quantized(model) and not adapters(model):
                 raise ValueError(
                     "the model's weights are quantised to 8 bits, which no optimiser can train: train adapters beside "
                     "them (lora_rank, or model.apply_lora_to_layers), or start from the model before quantize()."

@@ -10,6 +10,7 @@ from typing import Any
 from easydel.errors import listed, shown
 
 REQUIRED = object()
+LARGEST_INDEX = 2**31 - 1  # token ids and positions are int32
 
 # Keys of config.json by what they describe: no value of theirs changes the decoder's log-probs.
 HARMLESS = {

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
+from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
 from easydel.infra.name_pattern import matching_names
 from easydel.layers.linear import Linear
 
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
-
-Model = TypeVar("Model", bound="EasyDeLBaseModule")
+Model = TypeVar("Model", bound=LanguageModel)
 Tree = TypeVar("Tree", bound=PyTree)
 
 
-def layer_linears(model: EasyDeLBaseModule) -> dict[str, Linear]:
+def layer_linears(model: LanguageModel) -> dict[str, Linear]:
     """Every linear layer that is stacked over the decoder's layers, e.g. "layers.self_attn.q_proj"."""
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
     return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
 
 
-def matching_linears(model: EasyDeLBaseModule, pattern: str | None) -> dict[str, Linear]:
+def matching_linears(model: LanguageModel, pattern: str | None) -> dict[str, Linear]:
     """Those in whose path the regular expression `pattern` is found; None takes all.
 
     Raises:
@@ -47,7 +45,7 @@ def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
     )
 
 
-def placed(tree: Tree, path: str, model: EasyDeLBaseModule) -> Tree:
+def placed(tree: Tree, path: str, model: LanguageModel) -> Tree:
     """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
     mesh, rules = mesh_of(model), model.partition_rules
     if mesh is None:

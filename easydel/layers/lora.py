@@ -5,29 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from easydel.errors import listed
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.quantized_weight import QuantizedWeight
 
 LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
 
-
-def adapters(model: EasyDeLBaseModule) -> dict[str, LoraAdapter]:
+def adapters(model: LanguageModel) -> dict[str, LoraAdapter]:
     """The adapters of a model, by the path of their linear layer."""
     return {path: linear.lora for path, linear in layer_linears(model).items() if linear.lora is not None}
 
 
-def require_no_adapters(model: EasyDeLBaseModule) -> None:
+def require_no_adapters(model: LanguageModel) -> None:
     """Raise `ValueError` where a model has adapters: a layer carries one at most."""
     if adapters(model):
         raise ValueError("the model has adapters already; merge_lora() or without_lora() gives one without.")
@@ -147,6 +144,6 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
     return map_linears(model, one)
 
 
-def adapters_are_at_start(model: EasyDeLBaseModule) -> bool:
+def adapters_are_at_start(model: LanguageModel) -> bool:
     """Whether every adapter still changes nothing, its second factor being zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))

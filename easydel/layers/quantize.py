@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
 from easydel.layers.linear import Linear
 from easydel.layers.quantized_weight import QuantizedWeight
-
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
 
 
 def quantize(model: Model, pattern: str | None = None) -> Model:
@@ -52,6 +49,6 @@ def _is_finite(linear: Linear) -> Array:
     return jnp.isfinite(linear.weight).all()
 
 
-def is_quantized(model: EasyDeLBaseModule) -> bool:
+def is_quantized(model: LanguageModel) -> bool:
     """Whether any layer's weight is kept in 8 bits."""
     return any(isinstance(linear.weight, QuantizedWeight) for linear in layer_linears(model).values())

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-
-@dataclasses.dataclass(frozen=True)
-class RotaryScaling:
-    """How rotary frequencies are stretched beyond the length a model was first trained on.
-
-    ``linear`` divides every frequency by `factor`. ``llama3`` divides those whose wavelength is longer than
-    ``original_max_position_embeddings / low_freq_factor``, keeps those shorter than
-    ``original_max_position_embeddings / high_freq_factor`` and blends in between (Llama 3 Herd of Models, 2024).
-    """
-
-    rope_type: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+from easydel.infra.rotary_config import RotaryScaling
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None) -> np.ndarray:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from easydel.inference.generation import KeyValueCache
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.language_model import KeyValueCache
 from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
 from easydel.layers.linear import Linear
 from easydel.layers.quantized_weight import QuantizedWeight

@@ -7,7 +7,6 @@ from typing import Any
 
 from easydel.infra.base_config import (
     FULL,
-    LARGEST_INDEX,
     SLIDING,
     EasyDeLBaseConfig,
     decoder_config,
@@ -16,7 +15,7 @@ from easydel.infra.base_config import (
     sliding_windows,
     window_key,
 )
-from easydel.infra.config_keys import only, switch, whole
+from easydel.infra.config_keys import LARGEST_INDEX, only, switch, whole
 from easydel.modules.decoder import DecoderForCausalLM
 
 SLIDING_KEYS = {

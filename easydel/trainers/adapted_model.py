@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.infra.trainable import split_trainable
+from easydel.layers.trainable import split_trainable
 from easydel.trainers.training_arguments import TrainingArguments
 from easydel.weights.number_types import TRAINABLE_TYPES
 

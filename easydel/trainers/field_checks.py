@@ -1,15 +1,43 @@
-"""Checks that every field of a configuration gets from its annotation alone."""
+"""Fields of a configuration: what each changes, and the checks that it gets from its annotation alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # Every step computes in float32, where a larger number is infinite and a smaller one 0. NumPy would say so too, but the
 # help and a mistyped option should not have to wait for it.
 LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-126
 LARGEST_INT = 2**32 - 1
+
+# What an option changes: the numbers of a run; how its arithmetic is laid out, on which results do not depend; or only
+# how this session of it is watched, kept and resumed.
+Changes = Literal["result", "layout", "session"]
+
+
+def option_field(
+    default: Any = dataclasses.MISSING, *, changes: Changes, factory: Callable[[], Any] | None = None
+) -> Any:
+    """A field of a configuration that says in its metadata what it changes.
+
+    Args:
+      default: the value where none is given.
+      changes: kept as ``field.metadata["changes"]``; `easydel.trainers.run.identity` reads it.
+      factory: makes the default, where that is a list or a dict.
+
+    Example:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     learning_rate: float = option_field(1e-6, changes="result")
+      >>> dataclasses.fields(Options)[0].metadata["changes"]
+      'result'
+    """
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata={"changes": changes})
+    return dataclasses.field(default=default, metadata={"changes": changes})
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,33 @@ from easydel.infra.config_keys import Key
 from easydel.infra.mesh import parameter_path
 from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, as_python
 
-if TYPE_CHECKING:
-    from easydel.trainers.training_arguments import TrainingArguments
+
+class OptimizerOptions(Protocol):
+    """What is read here of the options of a run, `easydel.TrainingArguments`, where each is described."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def scheduler(self) -> str: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def warmup_ratio(self) -> float: ...
+
+    @property
+    def optimizer(self) -> str: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def clip_grad(self) -> float | None: ...
+
+    @property
+    def extra_optimizer_kwargs(self) -> dict[str, Any]: ...
 
 
 def adafactor(
@@ -106,7 +131,7 @@ EXTRA_KWARGS: dict[str, Key] = {
 }
 
 
-def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Schedule:
+def make_schedule(arguments: OptimizerOptions, total_steps: int) -> optax.Schedule:
     """Learning rate of update 0, 1, …: a linear warm-up, then constant, linear or cosine decay to 0.
 
     The warm-up's updates take 1/n, 2/n, … n/n of the peak: none of them is wasted on a rate of 0.
@@ -123,7 +148,7 @@ def make_schedule(arguments: TrainingArguments, total_steps: int) -> optax.Sched
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup])
 
 
-def make_optimizer(arguments: TrainingArguments, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(arguments: OptimizerOptions, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clip the gradient's global norm, then one update of the chosen optimiser."""
     optimizer = OPTIMIZERS[arguments.optimizer](
         schedule, weight_decay=arguments.weight_decay, mask=decayed_parameters, **arguments.extra_optimizer_kwargs

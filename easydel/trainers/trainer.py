@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import logging
 import sys
@@ -22,9 +21,9 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
-from easydel.infra.model_digest import model_digest
 from easydel.infra.state_files import WriteError
-from easydel.infra.trainable import copy_trainable, join, split_trainable
+from easydel.layers.model_digest import model_digest
+from easydel.layers.trainable import copy_trainable, join, split_trainable
 from easydel.paths import user_path
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher
@@ -36,7 +35,7 @@ from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
 from easydel.trainers.run.checkpoints import check_intact, damaged_notes
-from easydel.trainers.run.identity import OPTIONS_OF_A_SESSION, OPTIONS_OF_LAYOUT
+from easydel.trainers.run.identity import options_of_result
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.run.signals import StopSignals, interruption
 from easydel.trainers.trainer_hooks import TrainerHooks
@@ -112,7 +111,12 @@ class Trainer(TrainerHooks):
         self._schedule = make_schedule(arguments, self.total_steps)
         # Worked out before there are updates: behind one, the device would let the log wait until it is done.
         self._learning_rates = np.asarray(jax.vmap(self._schedule)(jnp.arange(self.total_steps)))
-        self._callbacks = [*callbacks, *stopping_callbacks(arguments)]
+        self._callbacks = [
+            *callbacks,
+            *stopping_callbacks(
+                arguments.best_metric, arguments.early_stopping_patience, arguments.max_training_seconds
+            ),
+        ]
         self._record = RunRecord(arguments)
         self._signals = StopSignals()
         self._has_started = False
@@ -184,12 +188,11 @@ class Trainer(TrainerHooks):
 
     def run_identity(self) -> dict[str, Any]:
         """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
-        options = dataclasses.asdict(self.arguments)
-        # Dropout is drawn by place in the batch, so the layout counts beside it.
-        free = OPTIONS_OF_A_SESSION - OPTIONS_OF_LAYOUT if self.arguments.lora_dropout else OPTIONS_OF_A_SESSION
-        shared = {name: value for name, value in options.items() if name not in free}
-        identity = {"model": self._model_as_given(), "updates": self.total_steps} | shared
-        return identity | {"mesh": dict(self.mesh.shape)} if self.arguments.lora_dropout else identity
+        # Dropout is drawn by position in the batch, so the layout and the mesh count beside it.
+        with_layout = self.arguments.lora_dropout > 0
+        options = options_of_result(self.arguments, with_layout=with_layout)
+        identity = {"model": self._model_as_given(), "updates": self.total_steps} | options
+        return identity | {"mesh": dict(self.mesh.shape)} if with_layout else identity
 
     def load_checkpoint(self, folder: str | Path) -> None:
         """Take the state of a checkpoint of this model, e.g. `TrainerOutput.best_checkpoint`, to evaluate or save it.

@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 from easydel.infra.name_pattern import check_pattern
-from easydel.trainers.field_checks import check_types, is_default, require
+from easydel.trainers.field_checks import check_types, is_default, option_field, require
 
 Tracker = Literal["tensorboard"]
 # What only an adapter honours.
@@ -18,92 +18,92 @@ LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lor
 class TrainingArguments:
     """Options of a training run; ranges and combinations are checked when it is made."""
 
-    learning_rate: float = 1e-6
+    learning_rate: float = option_field(1e-6, changes="result")
     """Peak learning rate."""
-    total_batch_size: int = 32
+    total_batch_size: int = option_field(32, changes="result")
     """Examples of one optimiser update, over all devices and accumulation steps."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = option_field(1, changes="layout")
     """Parts an update is computed in at least, one after the other; changes memory, not results."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None = option_field(None, changes="layout")
     """Most tokens that go through the model at once on a device, unless one pair has more, in multiples of 128; None
     takes 2048 on CPU and 8192 elsewhere. Changes memory and speed, not results."""
-    eval_batch_size: int | None = None
+    eval_batch_size: int | None = option_field(None, changes="session")
     """Examples of one evaluation batch; None takes total_batch_size."""
-    num_train_epochs: int = 1
+    num_train_epochs: int = option_field(1, changes="result")
     """Most passes over the training data."""
-    max_training_steps: int | None = None
+    max_training_steps: int | None = option_field(None, changes="result")
     """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
 
-    optimizer: Literal["adamw", "lion", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "lion", "adafactor"] = option_field("adamw", changes="result")
     """Optimiser, from optax; adafactor keeps next to no state."""
-    scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    scheduler: Literal["constant", "linear", "cosine"] = option_field("linear", changes="result")
     """Learning rate after warm-up: constant, or down to zero at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: int = option_field(0, changes="result")
     """Updates over which the learning rate rises from zero."""
-    warmup_ratio: float = 0.0
+    warmup_ratio: float = option_field(0.0, changes="result")
     """The same as a share of all updates; give one of the two."""
-    weight_decay: float = 0.01
+    weight_decay: float = option_field(0.01, changes="result")
     """Decoupled weight decay, on weight matrices; norms and biases have none."""
-    clip_grad: float | None = 1.0
+    clip_grad: float | None = option_field(1.0, changes="result")
     """Largest global norm of the gradient; None does not clip."""
-    extra_optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extra_optimizer_kwargs: dict[str, Any] = option_field(factory=dict, changes="result")
     """More arguments of the optimiser, e.g. b1, b2, eps, or mu_dtype=bfloat16 for half-size first moments."""
 
-    shuffle_train_dataset: bool = True
+    shuffle_train_dataset: bool = option_field(True, changes="result")
     """A different order of rows each epoch; False keeps the file's order."""
-    shuffle_seed_train: int = 64871
+    shuffle_seed_train: int = option_field(64871, changes="result")
     """Seed of that order."""
-    shuffle_buffer_size: int = 10_000
+    shuffle_buffer_size: int = option_field(10_000, changes="result")
     """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
-    max_dropped_share: float = 0.05
+    max_dropped_share: float = option_field(0.05, changes="result")
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
 
-    lora_rank: int | None = None
+    lora_rank: int | None = option_field(None, changes="result")
     """Train low-rank adapters of this rank and leave the weights as they are (LoRA); none trains all weights."""
-    lora_alpha: float | None = None
+    lora_alpha: float | None = option_field(None, changes="result")
     """The adapters' output is scaled by lora_alpha / lora_rank; none takes twice the rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = option_field(0.0, changes="result")
     """Share of an adapter's inputs that a training step leaves out."""
-    lora_pattern: str | None = None
+    lora_pattern: str | None = option_field(None, changes="result")
     """Layers that get adapters, a regular expression such as "q_proj|v_proj"; none takes all of the decoder layers."""
-    use_rslora: bool = False
+    use_rslora: bool = option_field(False, changes="result")
     """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
-    lora_seed: int = 0
+    lora_seed: int = option_field(0, changes="result")
     """Seed of the adapters' start and of their dropout."""
-    quantize_base: Literal["int8"] | None = None
+    quantize_base: Literal["int8"] | None = option_field(None, changes="result")
     """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
 
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = option_field(True, changes="session")
     """Keep each layer's input and its attention's result, and rebuild the rest in the backward pass. Without it all
     matrix products are kept: less arithmetic, several times the activations."""
-    max_nonfinite_steps: int = 3
+    max_nonfinite_steps: int = option_field(3, changes="session")
     """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
 
-    do_eval: bool | None = None
+    do_eval: bool | None = option_field(None, changes="session")
     """Evaluate before the first step, on schedule and at the end; None does so when there is an evaluation set."""
-    evaluation_steps: int | None = None
+    evaluation_steps: int | None = option_field(None, changes="session")
     """Also evaluate every so many updates."""
-    log_steps: int = 1
+    log_steps: int = option_field(1, changes="session")
     """Updates of one line in the log."""
-    best_metric: str | None = None
+    best_metric: str | None = option_field(None, changes="session")
     """Metric of the evaluations that marks the best checkpoint, e.g. eval/loss; what ends in loss is better low."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: int | None = option_field(None, changes="session")
     """End the run after this many evaluations in a row without a better best_metric."""
-    max_training_seconds: float | None = None
+    max_training_seconds: float | None = option_field(None, changes="session")
     """End the run after this time, with the evaluation and, where save_steps is set, the checkpoint of its end."""
-    report_to: tuple[Tracker, ...] = ()
+    report_to: tuple[Tracker, ...] = option_field((), changes="session")
     """Trackers besides metrics.jsonl."""
-    progress_bar: bool = True
+    progress_bar: bool = option_field(True, changes="session")
     """A bar on a terminal, lines now and then in a log."""
-    save_directory: str | None = "runs"
+    save_directory: str | None = option_field("runs", changes="session")
     """Where run folders go; None writes no files."""
-    model_name: str = "dpo"
+    model_name: str = option_field("dpo", changes="session")
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
-    save_steps: int | None = None
+    save_steps: int | None = option_field(None, changes="session")
     """Write a checkpoint every so many updates and at the end; None only when the run is interrupted or fails."""
-    save_total_limit: int | None = None
+    save_total_limit: int | None = option_field(None, changes="session")
     """Keep this many of the latest checkpoints, and the best; None keeps all."""
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: str | None = option_field(None, changes="session")
     """Go on from a checkpoint: latest, a run folder or a checkpoint folder; latest starts anew where there is none."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from easydel.errors import listed, plain, shown
+from easydel.infra.language_model import LanguageModel
 from easydel.infra.name_pattern import matching_names
 from easydel.layers.layer_linears import Model, layer_linears
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
 from easydel.paths import user_path
 from easydel.weights.folder import CONFIG, FLOATS, read_json, replacing_files
-
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -68,7 +66,7 @@ class AdapterConfig(NamedTuple):
     target_modules: str | list[str]
 
 
-def save_adapter(model: EasyDeLBaseModule, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
+def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
     """Write a model's adapters, and nothing else of it, as a folder that `peft` opens.
 
     Args:
@@ -172,13 +170,13 @@ def base_of_adapter(folder: Path) -> str:
     return base
 
 
-def _module_names(model: EasyDeLBaseModule, path: str) -> list[str]:
+def _module_names(model: LanguageModel, path: str) -> list[str]:
     """A linear layer's Hugging Face names, one a decoder layer."""
     name = model.tensor_names[f"{path}.weight"].removesuffix(".weight")
     return [name.format(layer=layer) for layer in range(model.config.num_hidden_layers)]
 
 
-def _tensor_names(model: EasyDeLBaseModule, path: str, factor: str) -> list[str]:
+def _tensor_names(model: LanguageModel, path: str, factor: str) -> list[str]:
     return [f"{PREFIX}{name}.{factor}.weight" for name in _module_names(model, path)]
 
 
@@ -228,7 +226,7 @@ def _read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(rank, float(alpha), float(dropout or 0), bool(config.get("use_rslora")), targets)
 
 
-def _targets(folder: Path, model: EasyDeLBaseModule, target_modules: str | list[str]) -> dict[str, Linear]:
+def _targets(folder: Path, model: LanguageModel, target_modules: str | list[str]) -> dict[str, Linear]:
     """The linear layers that ``target_modules`` names: the ends of their names or, as text, a regular expression."""
     linears, layers = layer_linears(model), model.config.num_hidden_layers
     names = {path: _module_names(model, path) for path in linears}
@@ -268,7 +266,7 @@ def _ends(name: str) -> set[str]:
 
 
 def _read_tensors(
-    folder: Path, model: EasyDeLBaseModule, targets: Mapping[str, Linear], rank: int
+    folder: Path, model: LanguageModel, targets: Mapping[str, Linear], rank: int
 ) -> dict[str, np.ndarray]:
     """The adapter's tensors, float32, read only when the file's header has all of them in the right shapes."""
     expected: dict[str, tuple[int, ...]] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,10 +18,7 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 
-from easydel.trainers.callbacks.callback import LogLine, Watcher
-
-if TYPE_CHECKING:
-    from easydel.trainers.trainer import Trainer
+from easydel.trainers.callbacks.callback import LogLine, RunningTrainer, Watcher
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -38,7 +35,7 @@ class ProgressReporter(Watcher):
         self._numbers = ""
         self._started = self._last_line = time.monotonic()
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         self._started, self._last_line = time.monotonic(), float("-inf")
         if self._console.is_terminal:
             self._bar = Progress(
@@ -54,11 +51,11 @@ class ProgressReporter(Watcher):
             self._bar.start()
             self._task = self._bar.add_task("training", total=trainer.total_steps, numbers="")
 
-    def on_step_end(self, trainer: Trainer, step: int) -> None:
+    def on_step_end(self, trainer: RunningTrainer, step: int) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step)
 
-    def on_log(self, trainer: Trainer, line: LogLine) -> None:
+    def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
         if any(name.startswith("eval/") for name in line):
             self._say(f"step {line['step']} evaluation  " + _numbers(line, trainer.progress_metrics))
             return
@@ -73,7 +70,7 @@ class ProgressReporter(Watcher):
             left = (now - self._started) / max(1, line["step"]) * (trainer.total_steps - line["step"])
             self._say(f"step {line['step']}/{trainer.total_steps}  {self._numbers}  {_duration(left)} left")
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: RunningTrainer) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -99,7 +96,7 @@ def track(items: Iterable[Item], label: str, total: int | None, console: Console
     console.print(f"{label}  {number} batches, done", highlight=False, soft_wrap=True)
 
 
-def _numbers(line: LogLine, names: dict[str, str]) -> str:
+def _numbers(line: LogLine, names: Mapping[str, str]) -> str:
     """``loss 0.6931  margin 0.000`` for the metrics a trainer wants seen; those of named sets after the set's name."""
     shown: dict[str, list[str]] = {}
     for name, value in line.items():

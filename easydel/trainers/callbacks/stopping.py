@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
-from easydel.trainers.callbacks.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from easydel.trainers.trainer import Trainer
-    from easydel.trainers.training_arguments import TrainingArguments
+from easydel.trainers.callbacks.callback import RunningTrainer, TrainerCallback
 
 
 def lower_is_better(metric: str) -> bool:
@@ -34,13 +29,13 @@ class EarlyStopping(TrainerCallback):
             raise ValueError(f"patience={patience}, min_delta={min_delta}: expected at least 1, and at least 0.")
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         self._judge(trainer)
 
-    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, trainer: RunningTrainer, metrics: dict[str, float]) -> None:
         self._judge(trainer)
 
-    def _judge(self, trainer: Trainer) -> None:
+    def _judge(self, trainer: RunningTrainer) -> None:
         sign = -1.0 if lower_is_better(self._metric) else 1.0
         best, since_best = -math.inf, 0
         for _, numbers in sorted(trainer.evaluations.items()):
@@ -61,19 +56,21 @@ class TimeLimit(TrainerCallback):
         self._seconds = seconds
         self._started = time.monotonic()
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         self._started = time.monotonic()
 
-    def on_step_end(self, trainer: Trainer, step: int) -> None:
+    def on_step_end(self, trainer: RunningTrainer, step: int) -> None:
         if time.monotonic() - self._started >= self._seconds:
             trainer.stop(f"max_training_seconds={self._seconds:g} have passed")
 
 
-def stopping_callbacks(arguments: TrainingArguments) -> list[TrainerCallback]:
-    """Those that the options ask for."""
+def stopping_callbacks(
+    best_metric: str | None, early_stopping_patience: int | None, max_training_seconds: float | None
+) -> list[TrainerCallback]:
+    """Those that the options of these names ask for."""
     callbacks: list[TrainerCallback] = []
-    if arguments.early_stopping_patience is not None and arguments.best_metric is not None:
-        callbacks.append(EarlyStopping(arguments.best_metric, arguments.early_stopping_patience))
-    if arguments.max_training_seconds is not None:
-        callbacks.append(TimeLimit(arguments.max_training_seconds))
+    if early_stopping_patience is not None and best_metric is not None:
+        callbacks.append(EarlyStopping(best_metric, early_stopping_patience))
+    if max_training_seconds is not None:
+        callbacks.append(TimeLimit(max_training_seconds))
     return callbacks

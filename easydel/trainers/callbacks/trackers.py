@@ -9,13 +9,10 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from easydel.trainers.callbacks.callback import LogLine, Watcher
+from easydel.trainers.callbacks.callback import LogLine, RunningTrainer, Watcher
 from easydel.trainers.run.folder import METRICS_FILE, as_log_line, is_log_line, json_line, read_log
-
-if TYPE_CHECKING:
-    from easydel.trainers.trainer import Trainer
 
 logger = logging.getLogger("easydel")
 
@@ -40,10 +37,10 @@ class JsonLinesTracker(Watcher):
         self._size: int | None = None
         self._is_failing = False
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         self._write_all_anew()
 
-    def on_log(self, trainer: Trainer, line: LogLine) -> None:
+    def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
         self._lines.append(json_line(line))
         try:
             is_as_left = self.path.stat().st_size == self._size
@@ -54,7 +51,7 @@ class JsonLinesTracker(Watcher):
         else:
             self._write_all_anew()
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: RunningTrainer) -> None:
         if self._is_failing:
             self._write_all_anew()
         if self._is_failing:
@@ -149,13 +146,13 @@ class TensorBoardTracker(Watcher):
         self._folder = folder
         self._writer: Any = None
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
         # Not SummaryWriter: its thread dies of the first failed write, and the loop then waits for it for ever.
         self._writer = EventsWriter(str(self._folder / "events"))
 
-    def on_log(self, trainer: Trainer, line: LogLine) -> None:
+    def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -165,7 +162,7 @@ class TensorBoardTracker(Watcher):
                 self._writer.write_event(event)
         self._writer.flush()
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: RunningTrainer) -> None:
         if self._writer is not None:
             self._writer.close()
 

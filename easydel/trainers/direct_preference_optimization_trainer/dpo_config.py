@@ -16,7 +16,7 @@ from easydel.trainers.direct_preference_optimization_trainer.objectives.objectiv
     owned_option,
     owners,
 )
-from easydel.trainers.field_checks import is_default, require
+from easydel.trainers.field_checks import is_default, option_field, require
 from easydel.trainers.training_arguments import TrainingArguments
 
 
@@ -26,9 +26,12 @@ class DPOConfig(TrainingArguments):
 
     loss_type: str | list[str] = dataclasses.field(
         default="sigmoid",
-        metadata={"help": f"Objective, or a list of objectives that are added up: {', '.join(OBJECTIVES)}."},
+        metadata={
+            "changes": "result",
+            "help": f"Objective, or a list of them that are added up: {', '.join(OBJECTIVES)}.",
+        },
     )
-    loss_weights: list[float] | None = None
+    loss_weights: list[float] | None = option_field(None, changes="result")
     """Weight of each objective of a list; None weighs all by 1."""
     # Options of the objectives, which declare their defaults, ranges and help.
     beta: float = owned_option("beta")
@@ -37,46 +40,46 @@ class DPOConfig(TrainingArguments):
     f_alpha_divergence_coef: float = owned_option("f_alpha_divergence_coef")
     discopop_tau: float = owned_option("discopop_tau")
 
-    ld_alpha: float | None = None
+    ld_alpha: float | None = option_field(None, changes="result")
     """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
-    rpo_alpha: float | None = None
+    rpo_alpha: float | None = option_field(None, changes="result")
     """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
-    use_weighting: bool = False
+    use_weighting: bool = option_field(False, changes="result")
     """Weigh each pair by how likely the policy finds its completions (WPO)."""
-    reference_free: bool = False
+    reference_free: bool = option_field(False, changes="result")
     """Take a uniform reference: its log-probs count as 0, and no reference model is kept."""
-    precompute_ref_log_probs: bool = False
+    precompute_ref_log_probs: bool = option_field(False, changes="session")
     """Score all data with the reference before training, then free the memory of its weights."""
-    sync_ref_model: bool = False
+    sync_ref_model: bool = option_field(False, changes="result")
     """Let the reference follow the policy (TR-DPO)."""
-    ref_model_mixup_alpha: float = 0.9
+    ref_model_mixup_alpha: float = option_field(0.9, changes="result")
     """Share of the policy in the reference after a sync: reference = alpha * policy + (1 - alpha) * reference."""
-    ref_model_sync_steps: int = 64
+    ref_model_sync_steps: int = option_field(64, changes="result")
     """Updates from one sync to the next."""
 
-    max_length: int | None = 512
+    max_length: int | None = option_field(512, changes="result")
     """Most tokens of prompt and completion together; None for no limit."""
-    max_prompt_length: int | None = 256
+    max_prompt_length: int | None = option_field(256, changes="result")
     """Most tokens of the prompt; None for no limit of its own."""
-    max_completion_length: int | None = None
+    max_completion_length: int | None = option_field(None, changes="result")
     """Most tokens of a completion; None for no limit of its own."""
-    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    truncation_mode: Literal["keep_end", "keep_start"] = option_field("keep_end", changes="result")
     """Which end of an over-long prompt survives; completions lose their tail."""
-    padding_value: int | None = None
+    padding_value: int | None = option_field(None, changes="result")
     """Token id that fills rows; None takes the tokenizer's pad id."""
-    tools: list[Any] | None = None
+    tools: list[Any] | None = option_field(None, changes="result")
     """Tools for the chat template; a row's own "tools" column wins."""
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = option_field(None, changes="result")
     """More arguments of the chat template, e.g. enable_thinking; a row's own column wins key by key."""
 
-    eval_samples: int = 0
+    eval_samples: int = option_field(0, changes="session")
     """Prompts of each evaluation set, its first ones, that the model answers at every evaluation (samples.jsonl)."""
-    eval_sample_tokens: int = 128
+    eval_sample_tokens: int = option_field(128, changes="session")
     """Most tokens of such an answer."""
 
-    packing: bool = True
+    packing: bool = option_field(True, changes="layout")
     """Put several pairs into one row; changes speed and memory, not results."""
-    share_prompt: bool = True
+    share_prompt: bool = option_field(True, changes="layout")
     """Run each prompt once for both completions; changes speed and memory, not results."""
 
     def __post_init__(self) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from easydel.data.preference.transform import PreferencePair
-from easydel.trainers.callbacks.callback import Watcher
+from easydel.data.tree import PreferencePair
+from easydel.trainers.callbacks.callback import RunningTrainer, Watcher
 from easydel.trainers.run.folder import is_log_line
-
-if TYPE_CHECKING:
-    from easydel.trainers.trainer import Trainer
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -34,7 +31,7 @@ class SampleAnswers(Watcher):
         self._max_new_tokens = max_new_tokens
         self.history: list[dict[str, Any]] = []
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: RunningTrainer) -> None:
         """A resumed run answers again from its checkpoint on."""
         path = None if trainer.run_folder is None else trainer.run_folder / SAMPLES_FILE
         if path is not None and path.exists():
@@ -45,7 +42,7 @@ class SampleAnswers(Watcher):
             new.write_text("".join(f"{line}\n" for line in lines if _is_of(line, step)), encoding="utf-8")
             new.replace(path)
 
-    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, trainer: RunningTrainer, metrics: dict[str, float]) -> None:
         stop = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         answers = trainer.model.generate(
             [prompt for _, prompt in self._prompts], max_new_tokens=self._max_new_tokens, stop_token_ids=stop

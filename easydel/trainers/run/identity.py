@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Options that change how the arithmetic is laid out; without dropout, results do not depend on them.
-OPTIONS_OF_LAYOUT = frozenset({"gradient_accumulation_steps", "micro_batch_tokens", "packing", "share_prompt"})
-# Besides, those that change how a run is watched or kept, but not what it computes.
-OPTIONS_OF_A_SESSION = OPTIONS_OF_LAYOUT | {
-    "gradient_checkpointing",
-    "max_nonfinite_steps",
-    "eval_batch_size",
-    "do_eval",
-    "evaluation_steps",
-    "best_metric",
-    "early_stopping_patience",
-    "max_training_seconds",
-    "log_steps",
-    "report_to",
-    "progress_bar",
-    "save_directory",
-    "model_name",
-    "save_steps",
-    "save_total_limit",
-    "resume_from_checkpoint",
-    "eval_samples",
-    "eval_sample_tokens",
-    "precompute_ref_log_probs",
-}
+
+def options_of_result(arguments: Any, *, with_layout: bool) -> dict[str, Any]:
+    """The options that two runs must share to compute the same numbers, by name.
+
+    Args:
+      arguments: a dataclass whose fields say what they change (`easydel.trainers.field_checks.option_field`).
+      with_layout: whether the layout changes numbers too, as it does where dropout is drawn by position in the batch.
+    """
+    counts = ("result", "layout") if with_layout else ("result",)
+    names = [field.name for field in dataclasses.fields(arguments) if field.metadata["changes"] in counts]
+    values = dataclasses.asdict(arguments)
+    return {name: values[name] for name in names}
 
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,4 +115,4 @@ def option_fields() -> dict[str, dataclasses.Field[Any]]:
 def owned_option(name: str) -> Any:
     """The field of `DPOConfig` for an option, as the objectives that own it declare it."""
     declared = option_fields()[name]
-    return dataclasses.field(default=declared.default, metadata=declared.metadata)
+    return dataclasses.field(default=declared.default, metadata={**declared.metadata, "changes": "result"})

@@ -17,8 +17,8 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import mesh_of, parameter_path
 from easydel.infra.state_files import load_arrays, save_arrays
-from easydel.infra.trainable import copy_trainable
 from easydel.layers.lora import adapters, adapters_are_at_start
+from easydel.layers.trainable import copy_trainable
 
 logger = logging.getLogger("easydel")
 
@@ -150,7 +150,7 @@ def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -
 def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
     """A reference that follows the policy in two parts: what `mix` changes, and what the two share for good.
 
-    Each is the whole structure with None in place of the other part's arrays; `easydel.infra.trainable.join` undoes it.
+    Each is the whole structure with None in place of the other part's arrays; `join` undoes it.
     """
     adapted = {f"{path}.weight" for path in adapters(policy)}
     moves = jax.tree_util.tree_map_with_path(

@@ -41,7 +41,7 @@ def sigma(x):
     return np.exp(log_sigmoid(x))
 
 
-def scores_of(logps: Any, reference: Any = REFERENCE, extra_slots: int = 0) -> PairScores:
+def scores_of(logps: Any, reference: Any = REFERENCE, margin: Any = MARGINS, extra_slots: int = 0) -> PairScores:
     """The pairs with the policy's log-probs `logps` [2, pairs]; empty slots stand behind them, as in a packed batch."""
 
     def padded(values: Any, constant: float = 0.0) -> jax.Array:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from easydel.infra.fingerprint import fingerprint
+from easydel.infra.language_model import LanguageModel
 from easydel.layers.lora import adapters
 
-if TYPE_CHECKING:
-    from easydel.infra.base_module import EasyDeLBaseModule
 
-
-def model_digest(model: EasyDeLBaseModule) -> dict[str, Any]:
+def model_digest(model: LanguageModel) -> dict[str, Any]:
     """All that decides what a model computes, in JSON types: family, shape, compute dtype, adapters, weights."""
     told_apart = {field.name for field in dataclasses.fields(model.config) if field.compare}
     shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name in told_apart}
