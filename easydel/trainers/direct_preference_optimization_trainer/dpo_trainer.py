@@ -15,12 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
-from easydel.data.batching.loader import PreferenceLoader, check_first_rows, readable_rows
+from easydel.data.batching.first_rows import (
+    FIRST_ROWS,
+    check_first_rows,
+    readable_rows,
+    refuse_inert_template_options,
+)
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.data.faults import FaultTally, in_quotes
-from easydel.data.preference.chat_renderer import shows_time
 from easydel.data.preference.columns import unread_columns
-from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.template_renderer import shows_time
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
@@ -209,7 +214,7 @@ class DPOTrainer(Trainer):
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), ROWS))
+        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS))
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))
