@@ -27,7 +27,7 @@ from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
-from easydel.ops.attention.xla import tree_attention_xla
+from easydel.ops.attention.tree_attention import tree_attention
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
@@ -41,7 +41,7 @@ def attention_of(variant: Variant) -> Iterator[None]:
     if variant.own_attention:
         yield
     else:
-        with mock.patch("easydel.modules.decoder.tree_attention", tree_attention_xla):
+        with mock.patch("easydel.modules.decoder.tree_attention", functools.partial(tree_attention, backend="xla")):
             yield
 
 

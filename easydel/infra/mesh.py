@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-AXIS_NAMES = ("dp", "fsdp", "ep", "tp", "sp")
-DATA_AXES = ("dp", "fsdp")
+from easydel.ops.mesh_axes import AXIS_NAMES, DATA_AXES
 
 # A rule table: the first pattern that matches a parameter's path gives its partition.
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
@@ -57,11 +56,6 @@ def mesh_of(tree: PyTree) -> Mesh | None:
             mesh = leaf.sharding.mesh
             return mesh if isinstance(mesh, Mesh) else None
     return None
-
-
-def data_parallel_size(mesh: Mesh) -> int:
-    """How many ways the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in DATA_AXES)
 
 
 def parameter_path(path: tuple[Any, ...]) -> str:

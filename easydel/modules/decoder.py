@@ -14,12 +14,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.language_model import KeyValueCache
-from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
+from easydel.infra.mesh import PartitionRules, constrain
 from easydel.layers.linear import Linear
 from easydel.layers.quantized_weight import QuantizedWeight
 from easydel.layers.rotary import rotary_angles, rotary_frequencies, rotate
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.tree_attention import tree_attention
+from easydel.ops.mesh_axes import DATA_AXES
 
 T = TypeVar("T")
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
@@ -210,10 +212,11 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         remat: bool = False,
     ) -> Float[Array, "rows length hidden"]:
         rows, length = input_ids.shape
+        ids = TokenIds(segment_ids, branch_ids, position_ids)
 
         def attend(q, k, v, window):
             q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
-            attended = tree_attention(q, k, v, segment_ids, branch_ids, position_ids, window)
+            attended = tree_attention(q, k, v, ids, AttentionOptions(window))
             return attended.reshape(rows * length, *attended.shape[2:]), None
 
         def one_layer(x, layer, cos, sin, window):
@@ -239,6 +242,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
     ) -> tuple[Float[Array, "rows new hidden"], KeyValueCache]:
         rows, new = input_ids.shape
         positions = jax.lax.dynamic_update_slice(cache.positions, position_ids, (0, cache.length))
+        ids = TokenIds.of_sequences(positions)
         x = self._embed(input_ids)
         cos, sin = self._angles(position_ids)
         windows, is_uniform = self._windows()
@@ -252,9 +256,8 @@ class DecoderForCausalLM(EasyDeLBaseModule):
                 q, k, v = (y.reshape(rows, new, *y.shape[1:]) for y in (q, k, v))
                 all_keys = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (0, cache.length, 0, 0))
                 all_values = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (0, cache.length, 0, 0))
-                back = position_ids[:, :, None] - positions[:, None, :]
-                visible = (positions[:, None, :] >= 0) & (back >= 0) & (back < window)
-                attended = jax.nn.dot_product_attention(q, all_keys, all_values, mask=visible[:, None])
+                options = AttentionOptions(window)
+                attended = tree_attention(q, all_keys, all_values, ids, options, query_start=cache.length)
                 return attended.reshape(rows * new, *attended.shape[2:]), (all_keys, all_values)
 
             return layer(x, cos, sin, attend)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from easydel.ops.mesh_axes import row_shares
+from easydel.ops.mesh_axes import data_parallel_size
 
 SUMMED_AT_ONCE = 256
 
@@ -69,7 +69,7 @@ def _log_sum_exp(logits: Float[Array, "rows tokens vocab"]) -> Float[Array, "row
 def _chunking(shape: tuple[int, ...], count: int | Array | None, chunk_size: int) -> tuple[int, int, int | Array]:
     """Columns a chunk, columns after padding to whole chunks, and chunks in use."""
     rows, tokens = shape
-    columns = min(tokens, max(1, chunk_size // -(-rows // row_shares())))
+    columns = min(tokens, max(1, chunk_size // -(-rows // data_parallel_size())))
     chunks = -(-tokens // columns)
     in_use = chunks if count is None else jnp.minimum(chunks, (count + columns - 1) // columns)
     return columns, chunks * columns, in_use

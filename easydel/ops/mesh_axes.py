@@ -1,16 +1,18 @@
-"""The axes of a mesh that operations split their work over; `easydel.infra.mesh` names them."""
+"""Name the axes of a mesh, and which of them operations split rows and heads over."""
 
 from __future__ import annotations
 
 import math
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
-ROW_AXES = ("dp", "fsdp")
+AXIS_NAMES = ("dp", "fsdp", "ep", "tp", "sp")
+DATA_AXES = ("dp", "fsdp")
 HEAD_AXIS = "tp"
 
 
-def row_shares() -> int:
-    """Devices of the mesh in use that rows are split over; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROW_AXES if axis in mesh.shape)
+def data_parallel_size(mesh: Mesh | AbstractMesh | None = None) -> int:
+    """How many ways the rows of a batch are split over a mesh; None takes the mesh in use, and without one it is 1."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return math.prod(mesh.shape[axis] for axis in DATA_AXES if axis in mesh.shape)

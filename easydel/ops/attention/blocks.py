@@ -1,4 +1,4 @@
-"""Blocks of an attention square over trees: which of them anybody sees, and the mask within one."""
+"""Which blocks of the square of queries and keys anybody sees: for the backends that skip the others."""
 
 from __future__ import annotations
 
@@ -8,42 +8,70 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from easydel.ops.attention.mask import BRANCHES, tree_mask
+from easydel.ops.attention.inputs import TokenIds
 
-LANES = 128
-GROUP_QUERIES = 2048
-
-
-class TreeIds(NamedTuple):
-    """Where the tokens of a batch belong, and how far they look back; see `tree_mask`."""
-
-    segment: Int[Array, "rows length"]
-    branch: Int[Array, "rows length"]
-    position: Int[Array, "rows length"]
-    window: Int[Array, ""] | None
+LARGEST = jnp.iinfo(jnp.int32).max
 
 
-class Blocks(NamedTuple):
-    """Tokens of a block of queries and of a block of keys, multiples of 128."""
+class BlockSizes(NamedTuple):
+    """Tokens of a block of queries and of a block of keys."""
 
     queries: int
     keys: int
 
 
-def choose_blocks(length: int, group: int) -> Blocks:
-    """The largest blocks that divide a length, a multiple of 128, and fit a TPU's vector memory.
+class _Edge(NamedTuple):
+    """The tokens of each block that belong to its first or last segment: ranges of what the mask reads of them."""
 
-    `group` is the number of query heads that share a key head: a step holds a block of queries of them all.
+    segment: Int[Array, "rows blocks"]
+    has_trunk: Bool[Array, "rows blocks"]
+    first_branch: Int[Array, "rows blocks"]  # trunk aside; above last_branch where there is only trunk
+    last_branch: Int[Array, "rows blocks"]
+    first_position: Int[Array, "rows blocks"]
+    last_position: Int[Array, "rows blocks"]
+
+
+def seen_blocks(
+    ids: TokenIds, window: int | Int[Array, ""] | None, sizes: BlockSizes
+) -> Bool[Array, "rows query_blocks key_blocks"]:
+    """Whether any query of a block may see any key of a block; `sizes` divide the length.
+
+    Found from ranges, in time that grows with the number of blocks squared and not of tokens: never too few, and for
+    rows as packing makes them (segments ascend, padding behind them, trunk before branches, which ascend) seldom too
+    many. Two blocks share no segment, or one, or several. Several are taken to see each other: in packed rows only a
+    block and itself share more than one. Of one, which is then the last of the keys and the first of the queries, the
+    keys must hold trunk or a branch that the queries hold, near enough for the window.
     """
-    sizes = [size for size in (4 * LANES, 2 * LANES, LANES) if length % size == 0]
-    return Blocks(next((size for size in sizes if size * group <= GROUP_QUERIES), LANES), sizes[0])
+    # Padding as the last segment, so that a block at its border has a narrow range.
+    ordered = ids._replace(segment=jnp.where(ids.segment == 0, LARGEST, ids.segment))
+    queries = TokenIds(*(x.reshape(x.shape[0], -1, sizes.queries) for x in ordered))
+    keys = TokenIds(*(x.reshape(x.shape[0], -1, sizes.keys) for x in ordered))
+    query_edge = _edge(queries, queries.segment.min(-1))
+    key_edge = _edge(keys, keys.segment.max(-1))
+
+    query_ends = jnp.arange(sizes.queries, ids.segment.shape[1] + 1, sizes.queries)
+    key_starts = jnp.arange(0, ids.segment.shape[1], sizes.keys)
+    seen = key_starts < query_ends[:, None]
+    q, k = _Edge(*(x[:, :, None] for x in query_edge)), _Edge(*(x[:, None, :] for x in key_edge))
+    seen = seen & (keys.segment.min(-1)[:, None, :] <= queries.segment.max(-1)[:, :, None])
+    seen &= k.segment >= q.segment
+    is_near = k.has_trunk | ((k.first_branch <= q.last_branch) & (q.first_branch <= k.last_branch))
+    if window is not None:
+        is_near &= q.first_position - k.last_position < window
+    return seen & ((k.segment > q.segment) | is_near)
 
 
-def seen_blocks(ids: TreeIds, blocks: Blocks) -> Bool[Array, "rows query_blocks key_blocks"]:
-    """Whether any query of a block sees any key of a block; XLA fuses the mask into the reduction."""
-    rows, length = ids.segment.shape
-    mask = tree_mask(*ids).reshape(rows, length // blocks.queries, blocks.queries, -1, blocks.keys)
-    return mask.any(axis=(2, 4))
+def _edge(blocks: TokenIds, segment: Int[Array, "rows blocks"]) -> _Edge:
+    is_in = blocks.segment == segment[..., None]
+    in_branch = is_in & (blocks.branch > 0)
+    return _Edge(
+        segment,
+        jnp.any(is_in & (blocks.branch == 0), axis=-1),
+        jnp.min(jnp.where(in_branch, blocks.branch, LARGEST), axis=-1),
+        jnp.max(jnp.where(in_branch, blocks.branch, 0), axis=-1),
+        jnp.min(jnp.where(is_in, blocks.position, LARGEST), axis=-1),
+        jnp.max(jnp.where(is_in, blocks.position, -1), axis=-1),
+    )
 
 
 def blocks_to_fetch(seen: Bool[Array, "rows outer inner"]) -> Int[Array, " rows_outer_inner"]:
@@ -57,26 +85,8 @@ def blocks_to_fetch(seen: Bool[Array, "rows outer inner"]) -> Int[Array, " rows_
     return jnp.where(latest < 0, first, latest).astype(jnp.int32).reshape(-1)
 
 
-def token_codes(ids: TreeIds) -> Int[Array, "rows 2 length"]:
-    """Segment and branch in one number, and the position: all that `visible_in_block` reads of a token."""
-    return jnp.stack([ids.segment * BRANCHES + ids.branch, ids.position], axis=1).astype(jnp.int32)
-
-
-def visible_in_block(
-    query_codes: Int[Array, "2 queries"],
-    key_codes: Int[Array, "2 keys"],
-    query_start: Int[Array, ""],
-    key_start: Int[Array, ""],
-    window: Int[Array, ""] | None,
-) -> Bool[Array, "keys queries"]:
-    """`tree_mask` of one block, transposed; the starts are places in the row."""
-    key_columns = key_codes.T
-    query_code, key_code = query_codes[0:1], key_columns[:, 0:1]
-    shape = (key_codes.shape[1], query_codes.shape[1])
-    query_place = query_start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    key_place = key_start + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    prompt_code = query_code & -BRANCHES
-    visible = (key_place <= query_place) & ((key_code == query_code) | (key_code == prompt_code))
-    if window is not None:
-        visible &= query_codes[1:2] - key_columns[:, 1:2] < window
-    return visible
+def blocks_to_visit(
+    seen: Bool[Array, "rows query_blocks key_blocks"],
+) -> tuple[Int[Array, "rows query_blocks key_blocks"], Int[Array, "rows query_blocks"]]:
+    """Key blocks in the order to go through them, the seen ones first, and how many those are."""
+    return jnp.argsort(~seen, axis=-1, stable=True), seen.sum(-1)

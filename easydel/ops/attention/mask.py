@@ -1,37 +1,63 @@
-"""Which key each query of a row of trees may see."""
+"""Say which key each query of a row of trees may see."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Segment and branch fit in one number, ``segment * BRANCHES + branch``: a power of two above the largest branch id.
-BRANCHES = 4
+from easydel.ops.attention.inputs import TokenIds
+
 # The score of a key that is not seen. Finite, so that a block in which a query sees nothing gives numbers and not NaN;
 # the block in which it sees itself wipes them out.
 UNSEEN = -1e30
 
 
+class Tokens(NamedTuple):
+    """What the mask reads of queries or of keys: their `TokenIds`, and their slot in the row."""
+
+    segment: Int[Array, "*tokens"]
+    branch: Int[Array, "*tokens"]
+    position: Int[Array, "*tokens"]
+    slot: Int[Array, "*tokens"]
+
+
+def visible(queries: Tokens, keys: Tokens, window: int | Int[Array, ""] | None) -> Bool[Array, "*pairs"]:
+    """The rule of `tree_mask`, for queries and keys that broadcast against each other."""
+    seen = (keys.slot <= queries.slot) & (keys.segment == queries.segment)
+    seen &= (keys.branch == 0) | (keys.branch == queries.branch)
+    if window is not None:
+        seen &= queries.position - keys.position < window
+    return seen
+
+
 def tree_mask(
-    segment_ids: Int[Array, "rows length"],
-    branch_ids: Int[Array, "rows length"],
-    position_ids: Int[Array, "rows length"],
+    ids: TokenIds,
     window: int | Int[Array, ""] | None = None,
-    queries: slice = slice(None),
-    keys: slice = slice(None),
-) -> Bool[Array, "rows queries keys"]:
+    query_ids: TokenIds | None = None,
+    query_start: int | Int[Array, ""] = 0,
+) -> Bool[Array, "rows queries length"]:
     """Which key each query sees.
 
-    Query q sees key k iff they are in the same segment, k is at or before q in the row, and k lies in the prompt
-    (branch 0) or in q's own branch. With a sliding `window`, also iff k's position is fewer than `window` tokens back;
-    positions and not places in the row count, since both completions continue from the prompt's end.
+    Query q sees key k iff they are in the same segment, k's slot in the row is at or before q's, and k lies in the
+    trunk (branch 0) or in q's own branch. With a sliding `window`, also iff k's position is fewer than `window` back:
+    positions and not slots count, since every branch continues from the end of the trunk.
+
+    Args:
+      ids: of the keys, which are the tokens of whole rows.
+      window: tokens a query looks back, or None for all.
+      query_ids: of the queries, if they are not all tokens of the rows.
+      query_start: slot of the first query.
+
+    Example:
+      >>> ids = TokenIds(*(jnp.array([x]) for x in ([1, 1, 1, 1], [0, 1, 2, 2], [0, 1, 1, 2])))
+      >>> tree_mask(ids).astype(int)[0].tolist()
+      [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
     """
-    place = jnp.arange(segment_ids.shape[1])
-    causal = place[keys][None, None, :] <= place[queries][None, :, None]
-    same_segment = segment_ids[:, queries, None] == segment_ids[:, None, keys]
-    key_branch = branch_ids[:, None, keys]
-    own_branch = (key_branch == 0) | (key_branch == branch_ids[:, queries, None])
-    visible = causal & same_segment & own_branch
-    if window is not None:
-        visible &= position_ids[:, queries, None] - position_ids[:, None, keys] < window
-    return visible
+    query_ids = ids if query_ids is None else query_ids
+    query_slots = query_start + jnp.arange(query_ids.segment.shape[1])
+    key_slots = jnp.arange(ids.segment.shape[1])
+    queries = Tokens(*(x[:, :, None] for x in (*query_ids, query_slots[None])))
+    keys = Tokens(*(x[:, None, :] for x in (*ids, key_slots[None])))
+    return visible(queries, keys, window)

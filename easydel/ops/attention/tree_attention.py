@@ -1,33 +1,198 @@
-"""Attention over rows of trees: a prompt is seen by both of its completions, which never see each other."""
+"""Attention over rows of trees: the one door, the table of its backends, and how they are split over a mesh."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractDevice
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from easydel.ops.attention.backends import device_form, over_mesh
+from easydel.ops.attention.cached import cached_attention
+from easydel.ops.attention.cudnn import cudnn_lacks, tree_attention_cudnn
+from easydel.ops.attention.inputs import DEFAULT_OPTIONS, AttentionOptions, TokenIds
+from easydel.ops.attention.tpu import tree_attention_tpu
+from easydel.ops.attention.xla import tree_attention_xla
+from easydel.ops.mesh_axes import DATA_AXES, HEAD_AXIS, data_parallel_size
+
+AttentionBackend = Literal["cudnn", "tpu", "xla"]
+# (q, k, v, ids, options) -> attended values, as `tree_attention`.
+Run = Callable[[Array, Array, Array, TokenIds, AttentionOptions], Array]
+AMPERE = 8.0  # compute capability
+
+
+class AttentionCall(NamedTuple):
+    """What a backend is chosen by.
+
+    Attributes:
+      device: that the call will run on; None where several devices without a mesh in use leave it open how rows and
+        heads lie on them.
+    """
+
+    dtype: Any
+    head_dim: int
+    options: AttentionOptions
+    device: AbstractDevice | None
+
+
+class Backend(NamedTuple):
+    """One way to compute attention over trees.
+
+    Attributes:
+      lacks: what a call needs and the backend has not, in words; nothing where it supports the call.
+      run: computes it on one device.
+    """
+
+    lacks: Callable[[AttentionCall], list[str]]
+    run: Run
+
+
+def _cudnn_lacks(call: AttentionCall) -> list[str]:
+    is_fit = call.device is not None and call.device.platform == "gpu" and has_flash_kernels(call.device)
+    device = [] if is_fit else [f"an NVIDIA GPU of the Ampere generation or later, got {_words(call.device)}"]
+    return device + cudnn_lacks(call.dtype, call.head_dim, call.options)
+
+
+def _tpu_lacks(call: AttentionCall) -> list[str]:
+    is_fit = call.device is not None and call.device.platform == "tpu"
+    return [] if is_fit else [f"a TPU, got {_words(call.device)}"]
+
+
+# In the order in which the automatic choice asks them.
+BACKENDS: dict[AttentionBackend, Backend] = {
+    "cudnn": Backend(_cudnn_lacks, tree_attention_cudnn),
+    "tpu": Backend(_tpu_lacks, tree_attention_tpu),
+    "xla": Backend(lambda _call: [], tree_attention_xla),
+}
+assert tuple(BACKENDS) == get_args(AttentionBackend)
 
 
 def tree_attention(
-    q: Float[Array, "rows length heads head_dim"],
+    q: Float[Array, "rows queries heads head_dim"],
     k: Float[Array, "rows length kv_heads head_dim"],
     v: Float[Array, "rows length kv_heads head_dim"],
-    segment_ids: Int[Array, "rows length"],
-    branch_ids: Int[Array, "rows length"],
-    position_ids: Int[Array, "rows length"],
-    window: int | Int[Array, ""] | None = None,
-) -> Float[Array, "rows length heads head_dim"]:
-    """Soft-max attention under `tree_mask`, scaled by ``1 / sqrt(head_dim)``.
+    ids: TokenIds,
+    options: AttentionOptions = DEFAULT_OPTIONS,
+    *,
+    query_start: Int[Array, ""] | None = None,
+    backend: AttentionBackend | None = None,
+) -> Float[Array, "rows queries heads head_dim"]:
+    """Soft-max attention over rows of trees, whose trunk is seen by all branches, which never see each other.
+
+    .. math:: o_q = \\textstyle\\sum_k p_{qk} v_k, \\qquad p_q = \\mathrm{softmax}_k(c \\tanh(a\\, q \\cdot k / c))
+
+    over the keys that `tree_mask` lets q see: those of its segment, at or before it in the row, in the trunk or in its
+    own branch, and fewer than ``window`` positions back. ``a`` is `options.scale`, ``c`` is `options.soft_cap`.
 
     Args:
-      q, k, v: queries, keys and values; `heads` is a multiple of `kv_heads` (grouped-query attention).
-      segment_ids: pair of each token, from 1; 0 is padding, which attends to padding only.
-      branch_ids: 0 prompt, 1 chosen, 2 rejected.
-      position_ids: position of each token in its own sequence.
-      window: tokens a query looks back, or None for all.
+      q, k, v: queries, keys and values; ``heads`` is a multiple of ``kv_heads`` (grouped-query attention).
+      ids: of the tokens of whole rows, ``[rows, length]``, which are the keys.
+      options: window, scale and soft-cap.
+      query_start: slot of the first query where k and v are a cache and q only its newest tokens, which stand in the
+        slots from there on; None where q holds whole rows. Slots of segment 0 are empty: no token sees them.
+      backend: key of `BACKENDS` for whole rows; None takes the first that supports dtype, head size, options and device
+        of the mesh in use (`jax.set_mesh`), or else the default device. The numbers are the same up to rounding. A
+        cache has one way of its own.
 
     Returns:
-      The attended values in q's dtype; soft-max is in float32.
+      The attended values in q's dtype; the soft-max is in float32.
 
-    The device has a say in how it is computed (`easydel.ops.attention.backends`), not in what.
+    Raises:
+      ValueError: there is no such backend, or it lacks what the call needs.
+
+    References:
+      Dao, FlashAttention-2, 2023. Gemma Team, Gemma 2, 2024 (soft-cap).
+
+    Example:
+      A trunk of one token with two branches, each of which sees the trunk's value 0 and its own:
+
+      >>> ids = TokenIds(*(jnp.array([x]) for x in ([1, 1, 1], [0, 1, 2], [0, 1, 1])))
+      >>> q = k = jnp.zeros((1, 3, 1, 8))
+      >>> v = jnp.array([0.0, 1.0, 5.0]).reshape(1, 3, 1, 1) * jnp.ones(8)
+      >>> tree_attention(q, k, v, ids)[0, :, 0, 0].tolist()
+      [0.0, 0.5, 2.5]
     """
-    return over_mesh(device_form(q))(q, k, v, segment_ids, branch_ids, position_ids, window)
+    if query_start is not None:
+        return cached_attention(q, k, v, ids, options, query_start)
+    call = AttentionCall(q.dtype, q.shape[-1], options, device_in_use())
+    return over_mesh(choose_backend(call, backend).run)(q, k, v, ids, options)
+
+
+def choose_backend(call: AttentionCall, name: AttentionBackend | None = None) -> Backend:
+    """The backend of this name, or else the first in `BACKENDS` that supports a call.
+
+    Not chosen by `jax.lax.platform_dependent`: that traces every backend, and cuDNN's cannot be traced where it is
+    absent.
+
+    Raises:
+      ValueError: there is no such backend, or it lacks what the call needs.
+    """
+    if name is None:
+        return next(backend for backend in BACKENDS.values() if not backend.lacks(call))
+    if name not in BACKENDS:
+        raise ValueError(f"attention_backend={name!r}: expected None or one of {', '.join(map(repr, BACKENDS))}.")
+    if lacks := BACKENDS[name].lacks(call):
+        raise ValueError(
+            f"attention_backend={name!r} cannot compute this attention; it needs {'; and '.join(lacks)}. "
+            "Leave attention_backend=None, which takes a backend that can (XLA always can)."
+        )
+    return BACKENDS[name]
+
+
+def device_in_use() -> AbstractDevice | None:
+    """The kind of device that the mesh in use has, or the only one; None where several lie about without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.abstract_device is not None:
+        return mesh.abstract_device
+    if mesh.empty and jax.device_count() > 1:
+        return None
+    device = jax.devices()[0]
+    return AbstractDevice(device_kind=device.device_kind, num_cores=None, platform=device.platform)
+
+
+def has_flash_kernels(gpu: AbstractDevice) -> bool:
+    """Whether a GPU is NVIDIA's, of the Ampere generation or later.
+
+    A description does not hold the generation: a device of this kind that is here says it, and one that is only
+    described, to compile for it elsewhere, is taken to be new.
+    """
+    here = next((device for device in jax.devices() if device.device_kind == gpu.device_kind), None)
+    if here is None:
+        return "NVIDIA" in gpu.device_kind
+    return "cuda" in here.client.platform_version and float(here.compute_capability) >= AMPERE
+
+
+def over_mesh(run: Run) -> Run:
+    """A backend that works on one device, run on each device of the mesh in use with its own rows and heads.
+
+    What an axis does not divide is not split over it. Where it divides the query heads but not the key heads, those
+    are repeated first.
+    """
+
+    def split(q: Array, k: Array, v: Array, ids: TokenIds, options: AttentionOptions) -> Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return run(q, k, v, ids, options)
+        data_axes = tuple(axis for axis in DATA_AXES if axis in mesh.shape)
+        rows = data_axes if q.shape[0] % data_parallel_size(mesh) == 0 else None
+        shards = mesh.shape.get(HEAD_AXIS, 1)
+        heads = HEAD_AXIS if shards > 1 and q.shape[2] % shards == 0 else None
+        if heads is not None and k.shape[2] % shards != 0:
+            k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+        values, tokens = P(rows, None, heads, None), P(rows, None)
+        on_each_device = jax.shard_map(
+            run,
+            in_specs=(values, values, values, tokens, P()),
+            out_specs=values,
+            check_vma=False,  # the kernels' outputs do not say over which axes they vary
+        )
+        return on_each_device(q, k, v, ids, jax.tree.map(jnp.int32, options))
+
+    return split
+
+
+def _words(device: AbstractDevice | None) -> str:
+    return "several devices without a mesh in use" if device is None else f"{device.device_kind} ({device.platform})"

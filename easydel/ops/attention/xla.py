@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from easydel.ops.attention.mask import BRANCHES, UNSEEN
+from easydel.ops.attention.blocks import BlockSizes, blocks_to_visit, seen_blocks
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds
+from easydel.ops.attention.mask import UNSEEN, Tokens, visible
 from easydel.ops.attention.residuals import name_residuals
 
 # Queries and keys of a tile. Its scores for all heads stay in a core's cache, and few of them are masked out.
 BLOCK = 64
 
 
-class Ids(NamedTuple):
-    """Blocks of tokens: what a mask reads of them. ``code`` is segment and branch in one number."""
-
-    code: Int[Array, "blocks block"]
-    place: Int[Array, "blocks block"]
-    position: Int[Array, "blocks block"]
-    window: Int[Array, ""] | None
-
-
 class Tiles(NamedTuple):
-    """Key blocks that each query block sees, the seen ones first, and their number."""
+    """The tiles to go through, and the tokens of each block: all that does not depend on queries, keys and values."""
 
-    keys: Int[Array, "blocks most"]
-    number: Int[Array, " blocks"]
+    tokens: Tokens  # [blocks, block] each
+    keys: Int[Array, "blocks most"]  # key blocks of each query block, the seen ones first
+    number: Int[Array, " blocks"]  # and how many of them are seen
+    window: Int[Array, ""] | None
 
 
 def tree_attention_xla(
     q: Float[Array, "rows length heads head_dim"],
     k: Float[Array, "rows length kv_heads head_dim"],
     v: Float[Array, "rows length kv_heads head_dim"],
-    segment_ids: Int[Array, "rows length"],
-    branch_ids: Int[Array, "rows length"],
-    position_ids: Int[Array, "rows length"],
-    window: int | Int[Array, ""] | None = None,
+    ids: TokenIds,
+    options: AttentionOptions,
 ) -> Float[Array, "rows length heads head_dim"]:
-    """`tree_attention` on CPU, and the form that the others are tested against.
+    """`tree_attention` on CPU, and the backend that the others are tested against.
 
     Tiles of ``BLOCK x BLOCK`` scores go through one after the other with a running soft-max, forward and backward, so
     memory is that of the inputs and time that of the tiles in which any query may see any key.
@@ -55,14 +48,9 @@ def tree_attention_xla(
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
-    code, position = pad(segment_ids * BRANCHES + branch_ids), pad(position_ids)
-    blocks_of_row = (length + padding) // BLOCK
-    place = jnp.broadcast_to(jnp.arange(length + padding), code.shape)
-    code, place, position = (x.reshape(-1, BLOCK) for x in (code, place, position))
-    ids = Ids(code, place, position, None if window is None else jnp.int32(window))
-    tiles = _tiles(ids, blocks_of_row)
-    query_blocks = _query_blocks(pad(q) / math.sqrt(q.shape[-1]), k.shape[2])
-    out = _attend(query_blocks, _key_blocks(pad(k)), _key_blocks(pad(v)), ids, tiles)
+    tiles = _tiles(TokenIds(*map(pad, ids)), options.window)
+    query_blocks = _query_blocks(pad(q) * options.scale_of(q.shape[-1]), k.shape[2])
+    out = _attend(query_blocks, _key_blocks(pad(k)), _key_blocks(pad(v)), tiles, options.soft_cap)
     return _tokens(out, rows, q.shape[2])[:, :length].astype(q.dtype)
 
 
@@ -84,37 +72,25 @@ def _key_blocks(x: Array) -> Float[Array, "blocks kv_heads block head_dim"]:
     return x.reshape(-1, BLOCK, *x.shape[2:]).transpose(0, 2, 1, 3)
 
 
-def _tiles(ids: Ids, blocks_of_row: int) -> Tiles:
-    """The tiles that may hold a visible pair, found from each block's extremes: never too few, seldom too many."""
-    code, place, position = (x.reshape(-1, blocks_of_row, BLOCK) for x in (ids.code, ids.place, ids.position))
-    segment = code // BRANCHES
-    first, last = segment.min(-1), segment.max(-1)
-    seen = (place[:, None, :, 0] <= place[:, :, None, -1]) & (first[:, None, :] <= last[:, :, None])
-    seen &= last[:, None, :] >= first[:, :, None]
-    # Within one segment a block of one branch sees nothing of a block that holds only the other.
-    branches = jax.lax.reduce_or(1 << (code % BRANCHES), axes=(2,))
-    is_one = first == last
-    in_one = is_one[:, :, None] & is_one[:, None, :]
-    seen &= ~in_one | ((branches[:, None, :] & (1 | branches[:, :, None])) > 0)
-    if ids.window is not None:
-        seen &= position.min(-1)[:, :, None] - position.max(-1)[:, None, :] < ids.window
-    keys = jnp.argsort(~seen, axis=-1, stable=True) + blocks_of_row * jnp.arange(seen.shape[0])[:, None, None]
-    return Tiles(keys.reshape(-1, blocks_of_row), seen.sum(-1).reshape(-1))
+def _tiles(ids: TokenIds, window: int | Int[Array, ""] | None) -> Tiles:
+    keys, number = blocks_to_visit(seen_blocks(ids, window, BlockSizes(BLOCK, BLOCK)))
+    rows, blocks_of_row = number.shape
+    slots = jnp.broadcast_to(jnp.arange(ids.segment.shape[1]), ids.segment.shape)
+    tokens = Tokens(*(x.reshape(-1, BLOCK) for x in (*ids, slots)))
+    keys = (keys + blocks_of_row * jnp.arange(rows)[:, None, None]).reshape(-1, blocks_of_row)
+    return Tiles(tokens, keys, number.reshape(-1), None if window is None else jnp.int32(window))
 
 
-def _visible(ids: Ids, queries: Int[Array, ""], keys: Int[Array, ""]) -> Bool[Array, "block block"]:
+def _visible(tiles: Tiles, queries: Int[Array, ""], keys: Int[Array, ""]) -> Bool[Array, "block block"]:
     """`tree_mask` of one tile."""
-    query_code, key_code = ids.code[queries][:, None], ids.code[keys][None, :]
-    visible = (key_code == query_code) | (key_code == query_code & -BRANCHES)
-    visible &= ids.place[keys][None, :] <= ids.place[queries][:, None]
-    if ids.window is not None:
-        visible &= ids.position[queries][:, None] - ids.position[keys][None, :] < ids.window
-    return visible
+    query_tokens = Tokens(*(x[queries][:, None] for x in tiles.tokens))
+    key_tokens = Tokens(*(x[keys][None, :] for x in tiles.tokens))
+    return visible(query_tokens, key_tokens, tiles.window)
 
 
-def _where_visible(visible: Bool[Array, "block block"], scores: Array, otherwise: float) -> Array:
-    by_head = scores.reshape(scores.shape[0], -1, *visible.shape)
-    return jnp.where(visible, by_head, otherwise).reshape(scores.shape)
+def _where_visible(seen: Bool[Array, "block block"], scores: Array, otherwise: float) -> Array:
+    by_head = scores.reshape(scores.shape[0], -1, *seen.shape)
+    return jnp.where(seen, by_head, otherwise).reshape(scores.shape)
 
 
 def _product(equation: str, *operands: Array) -> Array:
@@ -126,17 +102,29 @@ def _sums(weights: Float[Array, "heads queries block"]) -> Float[Array, "heads q
     return jnp.einsum("hqk,k->hq", weights, jnp.ones(BLOCK), precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> Float[Array, "blocks kv_heads group_block size"]:
-    return _forward(q, k, v, ids, tiles)[0]
+def _scores(q: Array, k: Array, soft_cap: float | None) -> Float[Array, "kv_heads group_block block"]:
+    scores = _product("hqd,hkd->hqk", q, k)
+    return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
-def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Array, Any]:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(
+    q: Float[Array, "blocks kv_heads group_block size"],
+    k: Float[Array, "blocks kv_heads block size"],
+    v: Float[Array, "blocks kv_heads block size"],
+    tiles: Tiles,
+    soft_cap: float | None,
+) -> Float[Array, "blocks kv_heads group_block size"]:
+    """Attention of scaled queries."""
+    return _forward(q, k, v, tiles, soft_cap)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, tiles: Tiles, soft_cap: float | None) -> tuple[Array, Any]:
     def one_block(queries: Array) -> tuple[Array, Array]:
         def one_tile(nth: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             largest, total, out = running
             keys = tiles.keys[queries, nth]
-            scores = _where_visible(_visible(ids, queries, keys), _product("hqd,hkd->hqk", q[queries], k[keys]), UNSEEN)
+            scores = _where_visible(_visible(tiles, queries, keys), _scores(q[queries], k[keys], soft_cap), UNSEEN)
             larger = jnp.maximum(largest, scores.max(-1))
             weights = jnp.exp(scores - larger[..., None])
             shrink = jnp.exp(largest - larger)
@@ -150,11 +138,11 @@ def _forward(q: Array, k: Array, v: Array, ids: Ids, tiles: Tiles) -> tuple[Arra
 
     out, normalizer = jax.lax.map(one_block, jnp.arange(q.shape[0]))
     out, normalizer = name_residuals(out, normalizer)
-    return out, (q, k, v, ids, tiles, out, normalizer)
+    return out, (q, k, v, tiles, out, normalizer)
 
 
-def _backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, None, None]:
-    q, k, v, ids, tiles, out, normalizer = residuals
+def _backward(soft_cap: float | None, residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, tiles, out, normalizer = residuals
     cotangent = cotangent.astype(q.dtype)
     shift = jnp.sum(out * cotangent, axis=-1)
 
@@ -166,9 +154,11 @@ def _backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, No
         def one_tile(nth: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             q_sum, k_sum, v_sum = sums
             keys = tiles.keys[queries, nth]
-            scores = _product("hqd,hkd->hqk", query, k[keys])
-            weights = _where_visible(_visible(ids, queries, keys), jnp.exp(scores - log_z[..., None]), 0.0)
+            scores = _scores(query, k[keys], soft_cap)
+            weights = _where_visible(_visible(tiles, queries, keys), jnp.exp(scores - log_z[..., None]), 0.0)
             score_grads = weights * (_product("hqd,hkd->hqk", grad, v[keys]) - mean[..., None])
+            if soft_cap is not None:
+                score_grads *= 1 - jnp.square(scores / soft_cap)  # the derivative of c tanh(s / c)
             weights, score_grads = weights.astype(q.dtype), score_grads.astype(q.dtype)
             v_sum = v_sum.at[keys].add(_product("hdq,hqk->hdk", grad_t, weights))
             k_sum = k_sum.at[keys].add(_product("hdq,hqk->hdk", query_t, score_grads))
@@ -182,7 +172,7 @@ def _backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, No
     blocks = jnp.arange(q.shape[0]), q, cotangent, normalizer, shift
     (k_grad, v_grad), q_grad = jax.lax.scan(one_block, (zeros, zeros), blocks)
     k_grad, v_grad = (x.swapaxes(2, 3) for x in (k_grad, v_grad))
-    return q_grad.astype(q.dtype), k_grad.astype(k.dtype), v_grad.astype(v.dtype), None, None
+    return q_grad.astype(q.dtype), k_grad.astype(k.dtype), v_grad.astype(v.dtype), None
 
 
 _attend.defvjp(_forward, _backward)

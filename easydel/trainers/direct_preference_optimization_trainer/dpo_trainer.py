@@ -32,9 +32,10 @@ from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.data.tree import PreferencePair
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.mesh import data_parallel_size, put_batch
+from easydel.infra.mesh import put_batch
 from easydel.layers.model_digest import model_digest
 from easydel.layers.trainable import join
+from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.inputs import (

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.infra.mesh import DATA_AXES, constrain
+from easydel.infra.mesh import constrain
 from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
+from easydel.ops.mesh_axes import DATA_AXES
 
 DeviceBatch = dict[str, Array]
 # (rows, length) of a batch to the number of micro-batches in which it goes through the model.
