@@ -149,9 +149,14 @@ class PreferenceLoader:
       tally: rows that the latest pass has seen so far, up to its latest batch.
 
     Example:
-      >>> batches = loader.iterate()  # doctest: +SKIP
-      >>> first, position = next(batches), batches.position()  # doctest: +SKIP
-      >>> second = next(loader.iterate(position))  # doctest: +SKIP
+      >>> transform = PreferenceTransform(tokenizer)
+      >>> loader = PreferenceLoader(
+      ...     open_source("train.jsonl"), transform, lambda pairs: {"pairs": pairs}, batch_size=4, max_dropped_share=0.0
+      ... )
+      >>> batches = loader.iterate()
+      >>> first, position = next(batches), batches.position()
+      >>> [pair.index for pair in next(loader.iterate(position))["pairs"]]
+      [4, 5]
     """
 
     def __init__(

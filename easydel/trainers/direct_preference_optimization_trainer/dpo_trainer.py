@@ -33,8 +33,8 @@ from easydel.data.tree import PreferencePair
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
+from easydel.layers.lora import join
 from easydel.layers.model_digest import model_digest
-from easydel.layers.trainable import join
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -100,9 +100,11 @@ class DPOTrainer(Trainer):
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
-      >>> config = DPOConfig(beta=0.1, loss_type="sigmoid", max_length=512, learning_rate=5e-6)  # doctest: +SKIP
-      >>> trainer = DPOTrainer(config, model, reference_model, tokenizer, preference_dataset)  # doctest: +SKIP
-      >>> trainer.train()  # doctest: +SKIP
+      >>> config = DPOConfig(total_batch_size=4, learning_rate=1e-3, save_directory=None, progress_bar=False)
+      >>> trainer = DPOTrainer(config, model, None, tokenizer, open_source("train.jsonl"))
+      >>> log = trainer.train().log_history
+      >>> round(log[0]["train/loss"], 4)  # ln 2: policy and reference are still one model
+      0.6931
     """
 
     arguments: DPOConfig

@@ -90,6 +90,7 @@ def arguments_of_a_contender(description: str | None) -> argparse.ArgumentParser
     parser.add_argument("--pairs", type=int, default=16, help="of one update")
     parser.add_argument("--updates", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--platform", default="cpu")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--options", type=json.loads, default={}, help="more options of the trainer, as JSON")
     return parser

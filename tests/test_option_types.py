@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from easydel.cli.values import WrongType, describe_type, read_value
+from easydel.option_types import WrongType, option_type
 
 Optimizer = Literal["adamw", "lion"]
 
@@ -37,7 +37,7 @@ Optimizer = Literal["adamw", "lion"]
     ],
 )
 def test_a_value_is_read_as_it_was_meant(annotation, given, expected):
-    value = read_value(annotation, given)
+    value = option_type(annotation).read(given)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -63,5 +63,5 @@ def test_a_value_is_read_as_it_was_meant(annotation, given, expected):
 )
 def test_a_value_of_another_type_is_refused_in_words(annotation, given, in_words):
     with pytest.raises(WrongType, match=f"^{in_words}$"):
-        read_value(annotation, given)
-    assert describe_type(annotation) == in_words
+        option_type(annotation).read(given)
+    assert option_type(annotation).in_words == in_words

@@ -1,18 +1,30 @@
-"""Markdown tables of results; no number in them is typed by hand."""
+"""Put the tables of benchmarks/results into the pages that show them; no number in them is typed by hand.
+
+    python -m benchmarks.tables
+
+A page says where: between ``<!-- table headline_mixed -->`` and ``<!-- end of table -->`` comes the table of
+results/headline_mixed.json, after ``<!-- summary headline_mixed -->`` the few columns of it that most readers want.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.suite.matmul import matmul_rate
-from benchmarks.suite.measurement import was_held_up
-from benchmarks.suite.summary import Run, Summary, ratios, spread, steady_updates, summarise
+from benchmarks.harness import RESULTS, matmul_rate
+from benchmarks.measurement import was_held_up
+from benchmarks.summary import Run, Summary, ratios, spread, steady_updates, summarise
 
 Result = Mapping[str, Any]
-# AdamW reads weight, gradient and two moments of each parameter and writes all but the gradient, in float32.
-OPTIMISER_BYTES = 28
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PLACE = re.compile(
+    r"(?P<mark><!-- (?P<form>table|summary) (?P<name>\w+) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+)
 BASELINES = ("TRL", "TRL, reference precomputed", "EasyDeL 0.3.0, 2 pairs an update")
 
 
@@ -151,73 +163,6 @@ def switches_table(result: Result) -> str:
     return table(columns, rows)
 
 
-def profile_table(result: Result) -> str:
-    """One row a part of the model: seconds of one update, and the floor that arithmetic or memory sets."""
-    rate = matmul_rate(result["matmul"])
-    seconds = {(one["part"], one["is_backward"]): one["seconds"] for one in result["parts"]}
-    # Two gradients, each as dear as the forward pass.
-    floors = {part: 3 * flops / rate for part, flops in result["forward_flops"].items()}
-    floors["optimiser"] = OPTIMISER_BYTES * result["parameters"] / result["memory_rate"]
-    total = sum(seconds.values())
-    rows = []
-    # Operations of which the compiled program does not say where they come from, copies above all, and waiting.
-    seconds["of no known origin", False] = max(0.0, result["traced_seconds"] - total)
-    total = max(total, result["traced_seconds"])
-    for part in sorted({part for part, _ in seconds}, key=lambda part: -sum(seconds.get((part, x), 0) for x in (0, 1))):
-        forward, backward = (seconds.get((part, is_backward), 0.0) for is_backward in (False, True))
-        both, floor = forward + backward, floors.get(part)
-        beside = ["", ""] if floor is None else [f"{floor:.1f}", f"{both / floor:.1f}"]
-        rows.append([part, f"{forward:.1f}", f"{backward:.1f}", f"{both / total:.0%}", *beside])
-    useful = 3 * sum(result["forward_flops"].values())
-    update = median(result["update_seconds"])
-    notes = (
-        f"{result['pairs']} pairs of the {result['set']} rows, {result['tokens']:,} tokens; an update took "
-        f"{spread(result['update_seconds'], 1)} s ({useful / update / rate:.0%} of the rate of matrix products, "
-        f"{rate / 1e9:.0f} GFLOP/s), with the trace running {result['traced_seconds']:.1f} s; the reference's pass "
-        f"{result['reference_seconds']:.1f} s; memory is read and written at {result['memory_rate'] / 1e9:.1f} GB/s."
-    )
-    columns = ["part", "forward, s", "backward, s", "share", "floor, s", "times the floor"]
-    return f"{table(columns, rows)}\n\n{notes}"
-
-
-def ways_table(result: Result) -> str:
-    """One row a way to do the same: forward and backward pass of a part of the model alone; the first is ours."""
-    ours = result["ways"][0]
-    rows = [
-        [
-            way["name"],
-            f"{way['tokens']:,}",
-            spread(way["seconds"], 2),
-            f"{median(way['seconds']) / median(ours['seconds']):.2f}",
-            f"{way['temporary_bytes'] / 1e6:,.0f}",
-        ]
-        for way in result["ways"]
-    ]
-    return table(["way", "tokens", "s", "time, first row = 1", "temporary memory, MB"], rows)
-
-
-def scaling_table(result: Result) -> str:
-    """The ends of every sweep: measured beside predicted."""
-    rate = matmul_rate(result["matmul"])
-    rows = []
-    for sweep, points in result["sweeps"].items():
-        for point in (points[0], points[-1]):
-            seconds, due = median(point["seconds"]), point["flops"] / rate
-            rows.append(
-                [
-                    sweep.replace("_", " "),
-                    f"{point[sweep]:g}",
-                    f"{seconds:.2f}",
-                    f"{due:.2f}",
-                    f"{due / seconds:.0%}",
-                    f"{point['measured_bytes'] / 1e9:.2f}",
-                    f"{point['bytes'] / 1e9:.2f}",
-                ]
-            )
-    columns = ["swept", "value", "s an update", "arithmetic at the matmul rate, s", "share", "memory, GB", "predicted"]
-    return table(columns, rows)
-
-
 def generated_table(result: Result) -> str:
     """One row a point: ours beside TRL, over the updates in which neither warmed up."""
     rows = []
@@ -241,10 +186,31 @@ def generated_table(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline_table,
     "switches": switches_table,
-    "profile": profile_table,
-    "layers": ways_table,
-    "vocabulary": ways_table,
-    "scaling": scaling_table,
     "generated": generated_table,
 }
 SUMMARIES: dict[str, Callable[[Result], str]] = {"headline": headline_summary}
+
+
+def table_of(form: str, name: str, results: Path = RESULTS) -> str:
+    """The table of a result file, or that there is none yet."""
+    file = results / f"{name}.json"
+    if not file.is_file():
+        return "Not measured yet."
+    tables = TABLES if form == "table" else SUMMARIES
+    return tables[name.partition("_")[0]](json.loads(file.read_text()))
+
+
+def with_tables(page: str, results: Path = RESULTS) -> str:
+    """The text of a page with every table as its result file has it."""
+    return PLACE.sub(
+        lambda place: f"{place['mark']}\n{table_of(place['form'], place['name'], results)}\n\n{place['end']}", page
+    )
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

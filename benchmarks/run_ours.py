@@ -10,7 +10,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.suite.measurement import Measurement, arguments_of_a_contender, watch_compilation
+from benchmarks.measurement import Measurement, arguments_of_a_contender, watch_compilation
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     import jax
     from datasets import Dataset
 
-    from benchmarks.suite.arithmetic import forward_flops
+    from benchmarks.arithmetic import forward_flops
     from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, load_tokenizer
     from easydel.trainers import TrainerCallback
 
@@ -44,6 +44,7 @@ def main() -> None:
 
     class Clock(TrainerCallback):
         def on_train_begin(self, trainer: Any) -> None:
+            measurement.mark("training begun")
             measurement.begin_updates()
 
         def on_step_end(self, trainer: Any, step: int) -> None:
@@ -51,8 +52,9 @@ def main() -> None:
             measurement.end_update(forward_flops=trainer.flops, compilation=sum(compilations))
             compilations.clear()
 
-    model = AutoEasyDeLModelForCausalLM.from_pretrained(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
+    measurement.mark("tokenizer loaded")
+    model = AutoEasyDeLModelForCausalLM.from_pretrained(arguments.model)
     measurement.mark("model loaded")
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
     options = {
@@ -83,7 +85,9 @@ def main() -> None:
         update["loss"] = line["train/loss"]
         update["tokens"] = line["train/num_tokens"]
         update["padded_tokens"] = line["train/num_tokens"] / (1 - line["train/padding_fraction"])
-    measurement.write(arguments.output, versions={name: version(name) for name in ("jax", "jaxlib")})
+    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    about = {"device": jax.devices()[0].device_kind, "versions": {name: version(name) for name in ("jax", "jaxlib")}}
+    measurement.write(arguments.output, **about, **({} if on_device is None else {"peak_memory": on_device}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 # Name of a set -> files of which it takes equal parts.
 SETS = {
     "short": ("pandalm_human.jsonl",),

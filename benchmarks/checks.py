@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.suite.measurement import was_held_up
+from benchmarks.measurement import was_held_up
 
 TOLERANCE = 1e-3
 # How often a trainer runs a pair's prompt. Others (EasyDeL 0.3.0 sees the same rows in the same order, but its losses

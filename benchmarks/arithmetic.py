@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from easydel.data.batching.packing import Batch, PackingLayout
+from easydel.data.batching.packing import Batch
 from easydel.infra.base_config import EasyDeLBaseConfig
 
 
@@ -47,24 +47,3 @@ def update_flops(config: EasyDeLBaseConfig, batch: Batch, *, scores_reference: b
     What is computed again to save memory counts nothing.
     """
     return (4.0 if scores_reference else 3.0) * forward_flops(config, batch)
-
-
-def update_bytes(config: EasyDeLBaseConfig, batch: Batch, layout: PackingLayout, chunk_size: int = 256) -> float:
-    """Bytes that an update in float32 cannot do without, when the layers are rebuilt in the backward pass.
-
-    .. math:: 16 P + 4 n L (d + d_a) + 4 n (6 d_a + 4 f) + 8 c V
-
-    with P parameters (weight, gradient, two moments), n places of the largest part, padding among them, what is kept of
-    each of L layers (its input, d wide, attention's result, d_a), then one layer's values with their gradients, the
-    MLP's f wide, and the logits of one chunk of c tokens with their gradient.
-    """
-    hidden, (rows, length) = config.hidden_size, batch["input_ids"].shape
-    places = rows // layout.count_micro_batches(rows, length) * length
-    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
-    norms = hidden * (2 * config.num_hidden_layers + 1)
-    parameters = layer_weights(config) + embeddings + norms
-    attention_width = config.num_attention_heads * config.head_dim
-    kept = hidden + attention_width
-    one_layer = 6 * attention_width + 4 * config.intermediate_size
-    activations = 4.0 * places * (config.num_hidden_layers * kept + one_layer)
-    return 16.0 * parameters + activations + 8.0 * chunk_size * config.vocab_size
