@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from easydel.options import option_field
 from easydel.trainers.direct_preference_optimization_trainer.objectives.numerics import exp, expm1, log_sigmoid
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective, option
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
@@ -60,8 +61,10 @@ class DivergenceObjective(Objective):
     itself own no divergence.
     """
 
-    f_divergence_type: FDivergence = option("reverse_kl", help="Divergence that holds the policy near the reference.")
-    f_alpha_divergence_coef: float = option(0.5, help="Coefficient of the alpha divergence.")
+    f_divergence_type: FDivergence = option_field(
+        "reverse_kl", changes="result", help="Divergence that holds the policy near the reference."
+    )
+    f_alpha_divergence_coef: float = option_field(0.5, changes="result", help="Coefficient of the alpha divergence.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

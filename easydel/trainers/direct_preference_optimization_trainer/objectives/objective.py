@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from easydel.trainers.field_checks import require
+from easydel.options import POSITIVE, Range, option_field, require
 
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
@@ -38,45 +38,31 @@ class Objective(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(field.metadata["admits"](value), field.name, value, field.metadata["expected"])
+            value, within = getattr(self, field.name), field.metadata.get("within")
+            require(within is None or value in within, field.name, value, str(within))
 
     @abc.abstractmethod
     def __call__(self, scores: PairScores) -> PerPair:
         """One loss a pair, float32; the update's loss is their mean."""
 
 
-def option(
-    default: Any, *, help: str, expected: str = "any value", admits: Callable[[Any], bool] = lambda value: True
-) -> Any:
-    """A field of an objective, which becomes a field of `DPOConfig` with the same name, default and help.
-
-    Args:
-      default: its value when not given.
-      help: one sentence.
-      expected: the range in words, for errors and documentation.
-      admits: whether a value is in the range.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "expected": expected, "admits": admits})
-
-
 def beta_option() -> Any:
     """The option `beta`, which most objectives own."""
-    return option(
+    return option_field(
         0.1,
+        changes="result",
+        within=POSITIVE,
         help="Strength of the pull towards the reference; without a reference, the scale of the margin.",
-        expected="a number above 0",
-        admits=lambda value: value > 0,
     )
 
 
 def label_smoothing_option() -> Any:
     """The option `label_smoothing`, which several objectives own."""
-    return option(
+    return option_field(
         0.0,
+        changes="result",
+        within=Range("a share", least=0, below=0.5),
         help="Assumed share of pairs whose labels are swapped.",
-        expected="a share from 0 to below 0.5",
-        admits=lambda value: 0 <= value < 0.5,
     )
 
 
@@ -115,4 +101,4 @@ def option_fields() -> dict[str, dataclasses.Field[Any]]:
 def owned_option(name: str) -> Any:
     """The field of `DPOConfig` for an option, as the objectives that own it declare it."""
     declared = option_fields()[name]
-    return dataclasses.field(default=declared.default, metadata={**declared.metadata, "changes": "result"})
+    return dataclasses.field(default=declared.default, metadata=declared.metadata)

@@ -6,12 +6,12 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, ClassVar
 
+from easydel.options import POSITIVE, option_field
 from easydel.trainers.direct_preference_optimization_trainer.objectives import numerics
 from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import DivergenceObjective
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import (
     beta_option,
     label_smoothing_option,
-    option,
     register,
 )
 
@@ -164,11 +164,8 @@ class DiscoPOP(DivergenceObjective):
 
     paper: ClassVar[str] = "Lu et al. 2024, arXiv 2406.08414"
     beta: float = beta_option()
-    discopop_tau: float = option(
-        0.05,
-        help="Temperature of the discopop objective.",
-        expected="a number above 0",
-        admits=lambda value: value > 0,
+    discopop_tau: float = option_field(
+        0.05, changes="result", within=POSITIVE, help="Temperature of the discopop objective."
     )
 
     def __call__(self, scores: PairScores) -> PerPair:
