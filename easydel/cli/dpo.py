@@ -194,7 +194,7 @@ def _open_datasets(
     run: RunOptions, config: DPOConfig, tokenizer: Any
 ) -> tuple[ShardedDataSource, dict[str, ShardedDataSource]]:
     """The training set and the evaluation sets by name, their first rows looked at."""
-    from easydel.data.batching.loader import check_first_rows
+    from easydel.data.batching.first_rows import check_first_rows
     from easydel.data.preference.transform import PreferenceTransform
 
     if isinstance(run.train_dataset, dict):

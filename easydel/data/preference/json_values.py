@@ -1,12 +1,12 @@
-"""Read nested values of a row: from JSON text, without the nulls that Arrow fills in, and not too deep."""
+"""Read nested values of a row: from JSON text, without Arrow's nulls, and not nested too deep."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isnan
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -58,6 +58,11 @@ def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) ->
         if not isinstance(key, str):
             raise BadRow(field, "bad value", f"{where} has the key {describe(key)}, expected text. Rename it.")
     return {key: without_nulls(item, field, where, depth - 1) for key, item in value.items() if item is not None}
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a sequence of things, rather than text: a list, a tuple or a numpy array."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def is_given(value: object) -> bool:

@@ -1,48 +1,21 @@
-"""Messages to text through a chat template, and which characters of that text the model is to learn."""
+"""Render messages to text by a chat template, and find the characters of that text that the model is to learn."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from itertools import chain
 
 from easydel.data.faults import BadRow
-from easydel.data.preference.chat_renderer import RowRenderer
-from easydel.data.preference.messages import Message, read_call
+from easydel.data.preference.messages import Message
 from easydel.data.preference.shared_prompt import common_prefix_length
+from easydel.data.preference.split import Answer, Rendering
+from easydel.data.preference.template_check import Part, is_printed_by_python, parts_of, refuse_unseen
+from easydel.data.preference.template_renderer import RowRenderer
 from easydel.data.preference.tokenise import Tokenizer
-from easydel.data.preference.unseen_parts import Part, is_printed_by_python, parts_of, refuse_unseen
-
-
-class Answer(NamedTuple):
-    """Characters [start, end) that carry loss.
-
-    Attributes:
-      words: the [start, end) of what was said, without what the template writes around it; None where that cannot be
-        told, as for tool calls.
-    """
-
-    start: int
-    end: int
-    words: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rendering:
-    """One side of a pair as text.
-
-    Attributes:
-      text: prompt and completion together.
-      cut: how many characters of it are prompt.
-      answers: what carries loss, in order; the last one ends the text.
-    """
-
-    text: str
-    cut: int
-    answers: tuple[Answer, ...]
+from easydel.data.preference.tools import with_arguments_as_text
 
 
 @dataclass(frozen=True)
@@ -79,41 +52,47 @@ class ChatTemplate:
             )
         return self.renderer.render(messages, field, generation_prompt=generation_prompt)
 
-    def render_pair(
-        self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str = ""
-    ) -> tuple[Rendering, Rendering]:
-        """Both completions, each rendered together with the prompt; `prefill` opens both, and is part of the prompt.
+    def render_sides(
+        self, prompt: list[Message], completions: Mapping[str, list[Message]], prefill: str = ""
+    ) -> dict[str, Rendering]:
+        """Each completion, rendered together with the prompt.
 
         Where the template leaves something out, it is given the messages in the other forms that templates expect.
+
+        Args:
+          prompt: at least one message.
+          completions: messages that follow the prompt, by the field that a fault names.
+          prefill: opens the first answer of every completion, and is part of the prompt.
 
         Raises:
           BadRow: "template error" where a part of the row is not rendered, "unstable template".
         """
         try:
-            return self._render_pair(prompt, chosen, rejected, prefill)
+            return self._render_sides(prompt, completions, prefill)
         except BadRow as bad:
             if bad.structural or bad.reason not in ("template error", "unstable template"):
                 raise
-            calls = any("tool_calls" in message for message in (*prompt, *chosen, *rejected))
+            messages = chain(prompt, *completions.values())
+            calls = any("tool_calls" in message for message in messages)
             for parts, text in ((False, True), (True, False), (True, True)) if calls else ((True, False),):
                 form = partial(_in_form, content_as_parts=parts, arguments_as_text=text)
                 other = replace(self, renderer=self.renderer.in_form(form), content_as_parts=parts)
                 with suppress(BadRow):
-                    return other._render_pair(prompt, chosen, rejected, prefill)
+                    return other._render_sides(prompt, completions, prefill)
             raise
 
-    def _render_pair(
-        self, prompt: list[Message], chosen: list[Message], rejected: list[Message], prefill: str
-    ) -> tuple[Rendering, Rendering]:
-        self.renderer.prepare((prompt, True), (prompt + chosen, False), (prompt + rejected, False))
+    def _render_sides(
+        self, prompt: list[Message], completions: Mapping[str, list[Message]], prefill: str
+    ) -> dict[str, Rendering]:
+        self.renderer.prepare((prompt, True), *((prompt + completion, False) for completion in completions.values()))
         opened = self.render(prompt, "prompt", generation_prompt=True)
         of_prompt = [*self.context]
         for number, message in enumerate(prompt):
             of_prompt += parts_of(message, "prompt", number, scored=False)
-        return (
-            self._render_side(prompt, of_prompt, opened, chosen, "chosen", prefill),
-            self._render_side(prompt, of_prompt, opened, rejected, "rejected", prefill),
-        )
+        return {
+            field: self._render_side(prompt, of_prompt, opened, completion, field, prefill)
+            for field, completion in completions.items()
+        }
 
     def _render_side(
         self,
@@ -214,18 +193,9 @@ def _in_python(field: str, what: str) -> BadRow:
 
 def _in_form(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
     """A message as some templates expect it; see `ChatTemplate`."""
-    if arguments_as_text:
-        message = _with_arguments_as_text(message)
+    if arguments_as_text and "tool_calls" in message:
+        message = message | {"tool_calls": with_arguments_as_text(message["tool_calls"])}
     return message | {"content": [{"type": "text", "text": message["content"]}]} if content_as_parts else message
-
-
-def _with_arguments_as_text(message: Message) -> Message:
-    calls = []
-    for call in message.get("tool_calls", ()):
-        _, arguments = read_call(call)
-        written = {"arguments": json.dumps(arguments, ensure_ascii=False)}
-        calls.append(call | {"function": call["function"] | written} if "function" in call else call | written)
-    return message | {"tool_calls": calls} if calls else message
 
 
 def _answer(text: str, start: int, end: int, parts: Sequence[Part]) -> Answer:

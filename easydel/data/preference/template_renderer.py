@@ -1,4 +1,4 @@
-"""Render messages to text by a tokenizer's chat template, a program by somebody else, which may do anything."""
+"""Run a tokenizer's chat template, a program by somebody else, on messages, apart and with a budget."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESERVED = frozenset({
 
 
 @dataclass(frozen=True)
-class ChatRenderer:
+class TemplateRenderer:
     """Renders as `transformers` does, in a process apart with a budget; other tokenizers render for themselves.
 
     Attributes:
@@ -125,7 +125,7 @@ class RowRenderer:
 
     def __init__(
         self,
-        renderer: ChatRenderer,
+        renderer: TemplateRenderer,
         tools: list[Any] | None,
         kwargs: Mapping[str, Any],
         form: Callable[[Message], Message] | None = None,

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from easydel.data.faults import BadRow, in_quotes
-from easydel.data.preference.messages import REASONING_KEYS, Message, read_call
+from easydel.data.preference.messages import REASONING_KEYS, Message
+from easydel.data.preference.tools import read_call
 
 END_OF_THINKING, THINKING = "</think>", "<think>"
 MOST_LEAVES = 100  # of a call's arguments; a template that writes so many writes them all
