@@ -17,8 +17,7 @@ from jaxtyping import Array, Int, PyTree, Shaped
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import constrain
-from easydel.layers.lora import with_dropout
-from easydel.layers.trainable import join, split_trainable, trainable_filter
+from easydel.layers.lora import join, split_trainable, trainable_filter, with_dropout
 from easydel.ops.mesh_axes import DATA_AXES
 from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch, Metrics, TaskLoss, TrainingStep
 

@@ -15,12 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
-from easydel.data.batching.loader import PreferenceLoader, check_first_rows, readable_rows
+from easydel.data.batching.first_rows import (
+    FIRST_ROWS,
+    check_first_rows,
+    readable_rows,
+    refuse_inert_template_options,
+)
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.data.faults import FaultTally, in_quotes
-from easydel.data.preference.chat_renderer import shows_time
 from easydel.data.preference.columns import unread_columns
-from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.template_renderer import shows_time
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
@@ -28,8 +33,8 @@ from easydel.data.tree import PreferencePair
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
+from easydel.layers.lora import join
 from easydel.layers.model_digest import model_digest
-from easydel.layers.trainable import join
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -40,8 +45,6 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import SORTING_LOSSES
 from easydel.trainers.direct_preference_optimization_trainer.preference_loss import (
     PreferenceLoss,
     check_margin_at_start,
@@ -98,9 +101,11 @@ class DPOTrainer(Trainer):
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
-      >>> config = DPOConfig(beta=0.1, loss_type="sigmoid", max_length=512, learning_rate=5e-6)  # doctest: +SKIP
-      >>> trainer = DPOTrainer(config, model, reference_model, tokenizer, preference_dataset)  # doctest: +SKIP
-      >>> trainer.train()  # doctest: +SKIP
+      >>> config = DPOConfig(total_batch_size=4, learning_rate=1e-3, save_directory=None, progress_bar=False)
+      >>> trainer = DPOTrainer(config, model, None, tokenizer, open_source("train.jsonl"))
+      >>> log = trainer.train().log_history
+      >>> round(log[0]["train/loss"], 4)  # ln 2: policy and reference are still one model
+      0.6931
     """
 
     arguments: DPOConfig
@@ -213,7 +218,7 @@ class DPOTrainer(Trainer):
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), ROWS))
+        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS))
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))
@@ -275,7 +280,7 @@ class DPOTrainer(Trainer):
         """The loss of this configuration's objective."""
         arguments = self.arguments
         scoring = ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting)
-        return PreferenceLoss(Objective.of(arguments), scoring, self.model.dtype)
+        return PreferenceLoss(arguments.objective, scoring, self.model.dtype)
 
     def count_micro_batches(self, rows: int, length: int) -> int:
         """As many as the layout makes of a batch of this shape."""
@@ -450,7 +455,7 @@ class DPOTrainer(Trainer):
             share_prompt=arguments.share_prompt,
             row_multiple=data_parallel_size(self.mesh),
             micro_batches=arguments.gradient_accumulation_steps,
-            micro_batch_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
+            micro_batch_tokens=None if arguments.objective.needs_whole_update else self._micro_batch_tokens,
         )
 
     @property

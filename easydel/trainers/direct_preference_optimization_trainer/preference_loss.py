@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import PairScores
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import CombinedObjective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     SCORED_KEYS,
     PairLogps,
@@ -41,7 +41,7 @@ class PreferenceLoss:
       dtype: that policy and reference compute in.
     """
 
-    objective: Objective
+    objective: CombinedObjective
     scoring: ScoringOptions
     dtype: np.dtype
 
@@ -60,40 +60,40 @@ class PreferenceLoss:
         """The batch's share of the means over the update's pairs.
 
         Rewards are ``beta`` times the log-ratio, in nats; a tie counts one half as accurate; only the loss is
-        weighted. Where the objective reads no reference there are no rewards.
+        weighted. Where the objective needs no reference there are no rewards.
 
         Args:
           scores: of the policy.
-          batch: with ``ref_chosen_logps`` and ``ref_rejected_logps``, in nats, where the objective reads a reference.
+          batch: with ``ref_chosen_logps`` and ``ref_rejected_logps``, in nats, where the objective needs one.
           totals: of the update.
         """
         objective = self.objective
         chosen_length, rejected_length = (jnp.maximum(length, 1) for length in completion_lengths(batch))
-        # An objective that reads no reference sees log-ratios of 0 and looks at none of them.
+        # An objective that needs no reference sees log-ratios of 0 and looks at none of them.
         reference = (scores.chosen, scores.rejected)
-        if objective.reads_reference:
+        if objective.needs_reference:
             reference = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
-        chosen_log_ratio, rejected_log_ratio = scores.chosen - reference[0], scores.rejected - reference[1]
         pairs = PairScores(
-            chosen=objective.score(chosen_log_ratio),
-            rejected=objective.score(rejected_log_ratio),
-            chosen_log_ratio=chosen_log_ratio,
-            rejected_log_ratio=rejected_log_ratio,
             chosen_logps=scores.chosen,
             rejected_logps=scores.rejected,
+            reference_chosen_logps=reference[0],
+            reference_rejected_logps=reference[1],
             chosen_length=chosen_length,
             rejected_length=rejected_length,
             is_pair=batch["pair_mask"],
             mean_chosen_length=totals.mean_chosen_length,
+            log_weight=scores.log_weight,
         )
-        losses = objective(pairs, scores.log_weight) * batch["pair_weight"]
+        losses = objective(pairs) * batch["pair_weight"]
 
         def mean(values: Float[Array, "rows slots"]) -> Array:
             return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / totals.pairs
 
         metrics = {"logps/chosen": mean(scores.chosen), "logps/rejected": mean(scores.rejected)}
-        if objective.reads_reference:
-            beta, margins = objective.beta, chosen_log_ratio - rejected_log_ratio
+        if objective.needs_reference:
+            beta = objective.beta
+            chosen_log_ratio, rejected_log_ratio = pairs.chosen_log_ratio, pairs.rejected_log_ratio
+            margins = chosen_log_ratio - rejected_log_ratio
             size = jnp.sum(jnp.abs(jnp.stack([scores.chosen, scores.rejected, *reference])), axis=0)
             rounding = margin_rounding(size, chosen_length + rejected_length, self.dtype)
             # Compared this way round, a margin that is not a number stays one.

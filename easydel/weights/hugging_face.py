@@ -1,0 +1,368 @@
+"""Hugging Face model folders: reading slices of tensors, writing shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from easydel.errors import listed, plain, shown
+from easydel.paths import user_path
+from easydel.weights.weight_map import SavedTensor
+
+logger = logging.getLogger("easydel")
+CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OWN_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+SHARD_SUFFIX = re.compile(r".*(-of-\d+\.safetensors)")
+# What goes with the weights wherever they go: settings for sampling, and the terms they were given under. A model card
+# describes the original, code is not run here, and the tokenizer saves itself.
+KEPT_FILES = (
+    "generation_config.json",
+    *(f"{name}{suffix}" for name in ("LICENSE", "NOTICE", "USE_POLICY") for suffix in ("", ".txt", ".md")),
+)
+LARGEST_KEPT = 2**20
+LARGEST_JSON = 2**26
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# How quantised checkpoints name what they keep beside or in place of a weight.
+QUANTISED_NAMES = {
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale_inv": "fp8",
+    ".weight_scale": "fp8 or compressed-tensors",
+    ".weight.absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".scales": "GPTQ, AWQ or MLX",
+}
+UNQUANTISE = (
+    "Load the model it was made from; to train adapters beside 8-bit weights, set quantize_base (--quantize-base) and "
+    "the weights are quantised while loading."
+)
+
+
+class CheckpointFiles(Protocol):
+    """Tensors of a model on disk under their Hugging Face names, read one slice at a time."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def kept_files(self) -> tuple[tuple[str, str], ...]: ...
+
+    @property
+    def tensor_names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype: ...
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray: ...
+
+
+class SafetensorsFolder:
+    """A folder with ``config.json`` and safetensors weights, in one file or in shards with an index.
+
+    Where there are both, the one file counts, as in transformers.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged, the index and the shards disagree, or the weights are quantised.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = read_json(self.path / CONFIG)
+        _refuse_quantised_config(self.path / CONFIG, self.config)
+        self._stack = ExitStack()
+        if (self.path / WEIGHTS).exists():
+            self._readers = self._open(WEIGHTS)
+            self._report_unused_index()
+        elif (self.path / WEIGHTS_INDEX).exists():
+            self._readers = self._open_shards(read_weight_map(self.path))
+        else:
+            raise FileNotFoundError(
+                f"{self.path} has a {CONFIG} but neither {WEIGHTS} nor {WEIGHTS_INDEX}. Weights in other formats "
+                f"(.bin, .pt) are not read: convert them to safetensors first."
+            )
+        self._refuse_unread_types()
+
+    @property
+    def kept_files(self) -> tuple[tuple[str, str], ...]:
+        """Names and texts of the files that go with the weights; see `KEPT_FILES`."""
+        return read_kept_files(self.path)
+
+    @property
+    def tensor_names(self) -> list[str]:
+        return list(self._readers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._readers[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(FLOATS[self._readers[name].get_slice(name).get_dtype()])
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        tensor = self._readers[name].get_slice(name)
+        return tensor[index if index is not None else ...]
+
+    def _open(self, file: str) -> dict[str, Any]:
+        """The tensors of one file: name -> reader."""
+        path = self.path / file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no plain file; expected safetensors weights.")
+        try:
+            reader = self._stack.enter_context(safe_open(str(path), framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is not a readable safetensors file ({plain(str(error))}); is the download complete?"
+            ) from error
+        return dict.fromkeys(reader.keys(), reader)
+
+    def _open_shards(self, weight_map: Mapping[str, str]) -> dict[str, Any]:
+        index = self.path / WEIGHTS_INDEX
+        files = sorted(set(weight_map.values()))
+        missing = [file for file in files if not (self.path / file).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{index} names {', '.join(map(plain, missing[:3]))}{', …' if len(missing) > 3 else ''}, not in "
+                f"{self.path}; is the download complete?"
+            )
+        places: dict[str, list[str]] = {}
+        readers: dict[str, Any] = {}
+        for file in files:
+            tensors = self._open(file)
+            readers |= tensors
+            for name in tensors:
+                places.setdefault(name, []).append(file)
+        problems = [
+            f"tensor {plain(name)} is in {' and in '.join(places[name])}" for name in places if len(places[name]) > 1
+        ]
+        problems += [
+            f"tensor {plain(name)} is in {places[name][0]}, which the index does not say"
+            for name in places
+            if name not in weight_map
+        ]
+        problems += [
+            f"tensor {plain(name)} is not in {file}, which the index names"
+            for name, file in weight_map.items()
+            if file not in places.get(name, [])
+        ]
+        sets = {match[1] for match in map(SHARD_SUFFIX.fullmatch, files) if match}
+        problems += [
+            f"{plain(path.name)} is a shard of the same set, and the index does not name it"
+            for path in sorted(self.path.glob("*.safetensors"))
+            if path.name not in files and path.name.startswith("model") and path.name.endswith(tuple(sets))
+        ]
+        if problems:
+            raise ValueError(f"{index} does not fit the shards; save or download the model again:\n  {_few(problems)}")
+        return readers
+
+    def _report_unused_index(self) -> None:
+        """Say that an index beside the one file is not followed, where it leads to other files."""
+        if not (self.path / WEIGHTS_INDEX).exists():
+            return
+        try:
+            others = set(read_weight_map(self.path).values()) - {WEIGHTS}
+        except ValueError:
+            others = {"files that cannot be used"}
+        if others:
+            logger.warning(
+                "%s holds both %s and %s, which names %s: %s is read, as by transformers. Remove the one that is old.",
+                self.path,
+                WEIGHTS,
+                WEIGHTS_INDEX,
+                ", ".join(map(plain, sorted(others)[:3])),
+                WEIGHTS,
+            )
+
+    def _refuse_unread_types(self) -> None:
+        types = {name: self._readers[name].get_slice(name).get_dtype() for name in self._readers}
+        wrong = [f"tensor {plain(name)} is {kind}" for name, kind in types.items() if kind not in FLOATS]
+        methods = {method for name in types for suffix, method in QUANTISED_NAMES.items() if name.endswith(suffix)} or (
+            {"fp8"} if any(kind.startswith("F8") for kind in types.values()) else set()
+        )
+        if methods:
+            found = wrong or [f"tensor {plain(name)}" for name in types if name.endswith(tuple(QUANTISED_NAMES))]
+            raise ValueError(
+                f"{self.path} holds quantised weights ({', '.join(sorted(methods))}), which are not read: "
+                f"{found[0]}. {UNQUANTISE}"
+            )
+        if wrong:
+            raise ValueError(
+                f"{self.path} holds weights that are no floating-point numbers of 16, 32 or 64 bits:\n  {_few(wrong)}"
+                f"\n{UNQUANTISE}"
+            )
+
+
+def _few(problems: Sequence[str]) -> str:
+    return listed(problems, most=4)
+
+
+def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that ``config.json`` says are quantised, before any is opened."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        settings = config.get(key)
+        if settings:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise ValueError(
+                f'{path} says that the weights are quantised ("{key}": {shown(method or settings)}); not read. '
+                f'{UNQUANTISE} If the weights are plain numbers after all, remove "{key}" from {CONFIG}.'
+            )
+
+
+def read_weight_map(folder: Path) -> dict[str, str]:
+    """The index of a folder: tensor -> file, every file a plain name of a safetensors file inside the folder.
+
+    Raises:
+      ValueError: the index is no such mapping; names what is wrong.
+    """
+    path = folder / WEIGHTS_INDEX
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(
+            f'{path} has "weight_map": {shown(weight_map)}, expected an object that names the file of every tensor.'
+        )
+    plain_name = re.compile(r"[^/\\\0]+\.safetensors")
+    problems = [
+        f"tensor {plain(name)}: {shown(file)}"
+        for name, file in weight_map.items()
+        if not (isinstance(file, str) and plain_name.fullmatch(file) and is_inside(folder, folder / file))
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} names what is no plain name of a .safetensors file inside the folder; links out of it are not "
+            f"followed:\n  {_few(problems)}"
+        )
+    return weight_map
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """True where a path, links followed, stays in a folder, or in the blobs beside it where that is the hub's cache."""
+    try:
+        target, own = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # a link to itself, a name that is too long
+        return False
+    return target.is_relative_to(own) or (
+        own.parent.name == "snapshots" and target.parent == own.parent.parent / "blobs"
+    )
+
+
+def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Names and texts of the files in a folder that go with the weights; what cannot be read is reported."""
+    kept = []
+    for name in KEPT_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            if not is_inside(folder, path):
+                raise ValueError(f"{path} is a link out of the folder")
+            if path.stat().st_size > LARGEST_KEPT:
+                raise ValueError(f"{path} has more than {LARGEST_KEPT} bytes")
+            if path.suffix == ".json":
+                read_json(path)
+            kept.append((name, path.read_bytes().decode("utf-8")))
+        except (OSError, ValueError) as error:
+            logger.warning("%s is not kept beside the weights: %s", name, error)
+    return tuple(kept)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an error that names the file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no JSON object in UTF-8, says one key twice, or holds a number that JSON does not know.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; expected a Hugging Face model folder.")
+    if not path.is_file():
+        raise ValueError(f"{path} is no plain file, expected a JSON object.")
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON} bytes")
+        value = json.loads(
+            path.read_bytes().decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: nested too deep.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {plain(str(error), 200)}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"the key {shown(name)} stands there twice")
+        value[name] = item
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def write_folder(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, SavedTensor],
+    max_shard_size: str = "5GB",
+    kept_files: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write ``config.json``, the tensors as safetensors, in shards with an index when they are large, and texts.
+
+    Values are fetched one shard at a time.
+    """
+    folder = user_path(folder)
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    texts = {CONFIG: json.dumps(dict(config), indent=2), **dict(kept_files)}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        texts[WEIGHTS_INDEX] = json.dumps(index, indent=2, sort_keys=True)
+    with replacing_files(folder) as new:
+        for file, text in texts.items():
+            (new / file).write_bytes(text.encode("utf-8"))
+        for file, names in split.filename_to_tensors.items():
+            save_file({name: tensors[name].read() for name in names}, new / file, metadata={"format": "pt"})
+            shutil.copymode(new / CONFIG, new / file)  # safetensors makes its files private
+        for old in folder.iterdir():
+            if OWN_FILE.fullmatch(old.name) and not (new / old.name).exists():
+                old.unlink()
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `folder` at the end; a write that fails leaves what was there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
+        new = Path(name)
+        try:
+            yield new
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise OSError(f"{folder} could not be written: {error}") from error
+        for path in new.iterdir():
+            path.replace(folder / path.name)

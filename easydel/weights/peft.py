@@ -1,0 +1,323 @@
+"""Adapters on disk in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from easydel.errors import listed, plain, shown
+from easydel.infra.language_model import LanguageModel
+from easydel.layers.linear import Linear, LoraAdapter
+from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
+from easydel.layers.name_pattern import matching_names
+from easydel.layers.surgery import Model, layer_linears
+from easydel.paths import user_path
+from easydel.weights.hugging_face import CONFIG, FLOATS, read_json, replacing_files
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# What a file may say in any way: what is read below, and what changes no number of a loaded adapter. Everything else
+# must be off, so that a setting of some later PEFT is refused rather than ignored.
+READ = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "init_lora_weights",
+    "base_model_name_or_path",
+    "revision",
+}
+WITHOUT_EFFECT = {
+    "auto_mapping",
+    "eva_config",  # how a start was found that leaves the base as it is
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+    "task_type",
+}
+OFF: tuple[Any, ...] = (None, False, {}, [], "", "none")
+# Starts that leave the base's weights as they are; the others (PiSSA, OLoRA, LoftQ, …) replace them.
+HARMLESS_STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva")
+REQUIRED = ("r", "lora_alpha", "target_modules")
+LONGEST_NAME = 4096
+
+
+# The modules of a linear layer in the files: their names by position in the layer's leading axes.
+Modules = dict[tuple[int, ...], str]
+
+
+class AdapterConfig(NamedTuple):
+    """The part of an ``adapter_config.json`` that decides how the adapter computes."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    use_rslora: bool
+    target_modules: str | list[str]
+
+
+def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
+    """Write a model's adapters, and nothing else of it, as a folder that `peft` opens.
+
+    Args:
+      model: a model with adapters.
+      folder: where; made if absent.
+      base_model_name_or_path: hub id or folder of the model without adapters, for programs that look it up.
+
+    Raises:
+      ValueError: the model has no adapters.
+    """
+    found = adapters(model)
+    if not found:
+        raise ValueError("the model has no adapters to save; save_pretrained writes the model itself.")
+    first, names = next(iter(found.values())), _module_names(model)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name_or_path,
+        "inference_mode": True,
+        "r": first.rank,
+        "lora_alpha": int(first.alpha) if first.alpha.is_integer() else first.alpha,
+        "lora_dropout": first.dropout,
+        "use_rslora": first.use_rslora,
+        "target_modules": _ends_of(names, found),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
+    tensors: dict[str, np.ndarray] = {}
+    for path, adapter in found.items():
+        for factor, stacked in (("lora_A", np.asarray(adapter.a)), ("lora_B", np.asarray(adapter.b))):
+            tensors |= {
+                _tensor_name(name, factor): np.ascontiguousarray(stacked[at]) for at, name in names[path].items()
+            }
+    with replacing_files(user_path(folder)) as new:
+        (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(new / ADAPTER_CONFIG, new / ADAPTER_WEIGHTS)  # safetensors makes its files private
+
+
+def load_adapter(model: Model, folder: str | Path) -> Model:
+    """The model with the adapters of a folder that `peft` or `save_adapter` wrote; its own arrays are shared.
+
+    Raises:
+      FileNotFoundError: the folder has no adapter.
+      ValueError: the model has adapters already, the adapter asks for something that is not computed here, or its
+        tensors do not fit; names each of them.
+    """
+    folder = user_path(folder)
+    require_no_adapters(model)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; expected a folder written by peft or save_adapter.")
+    config = _read_config(folder)
+    linears, names = layer_linears(model), _module_names(model)
+    targets = _targets(folder, names, config.target_modules)
+    tensors = _read_tensors(folder, {path: linears[path] for path in targets}, names, config.rank)
+
+    def stacked(path: str, factor: str) -> Array:
+        found = np.stack([tensors[_tensor_name(name, factor)] for name in names[path].values()])
+        return jnp.asarray(found.reshape(*linears[path].weight.shape[:-2], *found.shape[1:]))
+
+    return with_adapters(
+        model,
+        {
+            path: LoraAdapter(
+                a=stacked(path, "lora_A"),
+                b=stacked(path, "lora_B"),
+                alpha=config.alpha,
+                dropout=config.dropout,
+                use_rslora=config.use_rslora,
+            )
+            for path in targets
+        },
+    )
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists()
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The model an adapter was made for, as its ``adapter_config.json`` names it.
+
+    Raises:
+      ValueError: it names none, one at a revision of its own, or another adapter; or it cannot be used at all.
+    """
+    _read_config(folder)  # before a base is loaded in vain
+    file, config = folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    advice = "load that model and call its load_adapter with this folder."
+    if base is None or base == "":
+        raise ValueError(f"{file} has no base_model_name_or_path, so the model it was made for is not known: {advice}")
+    if not _is_name(base):
+        raise ValueError(f"{file} has base_model_name_or_path {shown(base)}, expected a folder or a hub id: {advice}")
+    if revision not in (None, "main"):
+        raise ValueError(f"{file} was made for revision {shown(revision)} of {shown(base)}: {advice}")
+    if is_adapter_folder(user_path(base)):
+        raise ValueError(
+            f"{file} names {shown(base)} as its base_model_name_or_path, which is an adapter itself, expected a whole "
+            "model. Merge that adapter into its model first (merge_lora, save_pretrained), or correct the name."
+        )
+    return base
+
+
+def _module_names(model: LanguageModel) -> dict[str, Modules]:
+    """The files' modules of every linear layer of the decoder layers."""
+    return {path: model.weight_map.modules(path, linear.weight.shape) for path, linear in layer_linears(model).items()}
+
+
+def _tensor_name(module: str, factor: str) -> str:
+    return f"{PREFIX}{module}.{factor}.weight"
+
+
+def _ends_of(names: Mapping[str, Modules], found: Collection[str]) -> list[str]:
+    """What ``target_modules`` says of the linear layers `found`: the last words of their names, or all of these where
+    another layer's name ends in the same word.
+    """
+    others = {module.rpartition(".")[2] for path in names if path not in found for module in names[path].values()}
+    ends: dict[str, None] = {}
+    for path in found:
+        words = dict.fromkeys(module.rpartition(".")[2] for module in names[path].values())
+        ends |= words if others.isdisjoint(words) else dict.fromkeys(names[path].values())
+    return list(ends)
+
+
+def _is_name(value: Any) -> bool:
+    """True where a value of a file can be a path or a hub id at all."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _read_config(folder: Path) -> AdapterConfig:
+    """Read ``adapter_config.json``; everything that is wrong with it is listed in one error."""
+    config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+    problems = [f"{name} is missing" for name in REQUIRED if config.get(name) is None]
+
+    def check(name: str, is_right: bool, expected: str) -> None:
+        if config.get(name) is not None and not is_right:
+            problems.append(f"{name} is {short(config[name])}, expected {expected}")
+
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    targets: Any = config.get("target_modules")
+    dropout: Any = config.get("lora_dropout")
+    start = config.get("init_lora_weights")
+    check("r", isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1, "a whole number of at least 1")
+    check("lora_alpha", _is_number(alpha) and 0 < alpha <= LARGEST_ALPHA, "a number above 0")
+    check("lora_dropout", _is_number(dropout) and 0 <= dropout < 1, "a share from 0 to below 1")
+    check("use_rslora", isinstance(config.get("use_rslora"), bool), "true or false")
+    check(
+        "target_modules",
+        bool(targets) and (isinstance(targets, str) or (isinstance(targets, list) and all(map(_is_name, targets)))),
+        "the names of modules or a regular expression",
+    )
+    if config.get("peft_type") != "LORA":
+        problems.append(f"peft_type is {short(config.get('peft_type'))}, expected 'LORA'")
+    if start not in HARMLESS_STARTS:
+        problems.append(f"init_lora_weights is {short(start)}, which changes the base's weights too")
+    problems += [
+        f"{plain(name)} is {short(value)}, which is not computed here"
+        for name, value in config.items()
+        if name not in READ | WITHOUT_EFFECT and value not in OFF
+    ]
+    if problems:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} cannot be used:\n  {listed(problems)}")
+    return AdapterConfig(rank, float(alpha), float(dropout or 0), bool(config.get("use_rslora")), targets)
+
+
+def _targets(folder: Path, names: Mapping[str, Modules], target_modules: str | list[str]) -> list[str]:
+    """The paths of the linear layers that ``target_modules`` names: by the ends of their names or, as text, by a
+    regular expression.
+    """
+    everything = [name for modules in names.values() for name in modules.values()]
+    problems: list[str] = []
+    if isinstance(target_modules, str):
+        try:
+            found = set(matching_names(target_modules, everything, whole=True))
+        except ValueError as error:
+            raise ValueError(f"{folder / ADAPTER_CONFIG}: target_modules: {error}") from error
+    else:
+        wanted, ends = set(target_modules), {name: _ends(name) for name in everything}
+        found = {name for name in everything if not wanted.isdisjoint(ends[name])}
+        unknown = wanted.difference(*ends.values())
+        problems += [
+            f"target module {plain(name)} is no linear layer of the decoder layers" for name in sorted(unknown)
+        ]
+    targets = []
+    for path, modules in names.items():
+        hits = sum(name in found for name in modules.values())
+        if hits:
+            targets.append(path)
+        if 0 < hits < len(modules):
+            kind = "layers" if len(next(iter(modules))) < 2 else "experts of all layers"
+            problems.append(f"{path} is adapted in {hits} of {len(modules)} {kind}, not in all")
+    if problems or not targets:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG} has target_modules {shown(target_modules)}; adapters here sit on "
+            f"{', '.join(names)}, each in all layers:\n  {listed(problems or ['none matches'])}"
+        )
+    return targets
+
+
+def _ends(name: str) -> set[str]:
+    """A dotted name and every end of it that begins behind a dot."""
+    parts = name.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}
+
+
+def _read_tensors(
+    folder: Path, targets: Mapping[str, Linear], names: Mapping[str, Modules], rank: int
+) -> dict[str, np.ndarray]:
+    """The adapter's tensors, float32, read only when the file's header has all of them in the right shapes."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, linear in targets.items():
+        size_out, size_in = linear.weight.shape[-2:]
+        for factor, shape in (("lora_A", (rank, size_in)), ("lora_B", (size_out, rank))):
+            expected |= {_tensor_name(module, factor): shape for module in names[path].values()}
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            present = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  no mapping
+            shapes = {name: tuple(part.get_shape()) for name, part in present.items()}
+            dtypes = {name: part.get_dtype() for name, part in present.items()}
+            problems = [f"tensor {name} is missing" for name in sorted(expected.keys() - present.keys())]
+            problems += [
+                f"tensor {plain(name)} is not part of this adapter" for name in sorted(present.keys() - expected.keys())
+            ]
+            for name in expected.keys() & present.keys():
+                if shapes[name] != expected[name]:
+                    problems.append(f"tensor {name} has shape {short(shapes[name])}, expected {expected[name]}")
+                if dtypes[name] not in FLOATS:
+                    problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOATS)}")
+            if not problems:
+                with np.errstate(over="ignore"):  # looked at below
+                    tensors = {name: opened.get_tensor(name).astype(np.float32) for name in expected}
+                problems = [
+                    f"tensor {name} holds numbers that are not finite in float32"
+                    for name, values in tensors.items()
+                    if not np.isfinite(values).all()
+                ]
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file ({error}).") from error
+    if problems:
+        raise ValueError(f"{folder} does not fit the model and its own {ADAPTER_CONFIG}:\n  {listed(problems)}")
+    return tensors
