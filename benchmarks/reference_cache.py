@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, load_tokenizer, open_source
 from easydel.data.batching.packing import Batch, PackingLayout, pack
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from easydel.weights.download import smollm2_135m_instruct
 
 DATA = Path(__file__).parents[1] / "examples/data/train.jsonl"

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.weights.download import DownloadError, smollm2_135m_instruct
 from easydel.weights.gguf.tokenizer import tokenizer_from_gguf

@@ -22,7 +22,7 @@ DPO = "easydel.trainers.direct_preference_optimization_trainer"
 # may know although they may not know its folder. The facades only pass names on.
 FACADES = {"easydel", "easydel.data", "easydel.trainers"}
 BASE = {"easydel.errors", "easydel.paths"}
-DATA = {"easydel.data.faults", "easydel.data.visible"}
+DATA = {"easydel.data.faults", "easydel.data.tree", "easydel.data.visible"}
 # The documented paths of the model and its state stand in infra, and above all that they make easy.
 MODULE = {"easydel.infra.base_module", "easydel.infra.base_state"}
 MODEL = {"easydel.ops", "easydel.layers", "easydel.weights", "easydel.infra"} | MODULE
@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.paths": set(),
     "easydel.data.visible": set(),
     "easydel.data.faults": {"easydel.data.visible"},
+    "easydel.data.tree": set(),
     "easydel.data.sources": BASE | DATA,
     "easydel.data.preference": BASE | DATA,
     "easydel.data.batching": BASE | DATA | {"easydel.data.sources", "easydel.data.preference"},

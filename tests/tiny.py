@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from easydel.infra.base_config import EasyDeLBaseConfig
 
 VOCABULARY = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 
 LEARNING_RATE = 1e-5
 

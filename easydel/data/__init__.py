@@ -2,7 +2,7 @@
 
 from easydel.data.faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
 from easydel.data.preference.show import render_fault, render_pair
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import CompositeSource, ShardedDataSource
 from easydel.data.sources.files import (
     ArrowSource,
@@ -15,6 +15,7 @@ from easydel.data.sources.files import (
 from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.data.sources.mixture import MixtureSource
 from easydel.data.sources.open_source import open_source
+from easydel.data.tree import PreferencePair
 
 __all__ = [
     "FAULT_REASONS",

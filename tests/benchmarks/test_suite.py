@@ -17,7 +17,7 @@ from benchmarks.suite.summary import spread, steady_updates
 from benchmarks.write_tables import PAGES, PLACE, RESULTS, with_tables
 from easydel.data import PreferenceTransform
 from easydel.data.batching.packing import PackingLayout, pack
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from tests.tiny import tiny_config
 
 

@@ -12,7 +12,7 @@ from easydel.data.batching.columnar import rows_of_columns
 from easydel.data.batching.outcomes import Transform
 from easydel.data.batching.packing import Batch, PackingLayout, pack
 from easydel.data.faults import DataError, RowFault
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from easydel.data.batching.outcomes import GoodPairs, Outcome, Transform
 from easydel.data.batching.packing import Batch
 from easydel.data.batching.stream import StreamedRow, stream_rows
 from easydel.data.faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault, UnreadableRow, unreadable
-from easydel.data.preference.transform import PreferencePair
 from easydel.data.sources.base import Row, ShardedDataSource
+from easydel.data.tree import PreferencePair
 
 # Rows are transformed this many batches ahead of the one being packed, on this many threads.
 ROWS_AHEAD_IN_BATCHES = 2

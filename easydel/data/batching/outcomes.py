@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import grain
 
 from easydel.data.faults import FaultTally, RowFault
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 
 Transform: TypeAlias = Callable[[Any, int], PreferencePair | RowFault]
 

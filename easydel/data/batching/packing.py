@@ -1,33 +1,38 @@
-"""Pack preference trees into the rows of a batch."""
+"""Pack trees into the rows of a batch: positions, segments, branches and targets of every token."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from easydel.data.batching.pair_keys import KEY_BYTES, pair_key
 from easydel.data.faults import DataError
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import KEY_BYTES, PreferencePair, PromptTree
 
-PROMPT, CHOSEN, REJECTED = 0, 1, 2
+PROMPT = 0  # branch id of a prompt's tokens; those of the completions count from 1
 
 Batch = dict[str, np.ndarray]
+
+# One number per pair, each a column of the batch; 0 where a slot holds no pair.
+PAIR_NUMBERS: dict[str, Callable[[PreferencePair], float]] = {
+    "pair_weight": lambda pair: pair.weight,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PackingLayout:
-    """How pairs become rows. Log-probabilities do not depend on it, only time and memory do.
+    """How trees become rows. Log-probabilities do not depend on it, only time and memory do.
 
     Attributes:
       padding_value: token id that fills the rest of a row; never read, whatever it is.
-      packing: several pairs share a row; otherwise one pair a row.
-      share_prompt: chosen and rejected hang off one copy of the prompt; otherwise each has its own.
+      packing: several trees share a row; otherwise one tree per row.
+      share_prompt: all completions of a prompt follow one copy of it; otherwise each has its own.
       row_multiple: the number of rows is a multiple of this (devices).
       micro_batches: the batch goes through the model in at least so many micro-batches, one after the other.
-      micro_batch_tokens: positions of a micro-batch per device, a multiple of 128, unless one pair needs more; None is
+      micro_batch_tokens: positions of a micro-batch per device, a multiple of 128, unless one tree needs more; None is
         no limit, so that ``micro_batches`` is their number.
     """
 
@@ -51,74 +56,75 @@ class PackingLayout:
         return of_device // next(at_once for at_once in range(most, 0, -1) if of_device % at_once == 0)
 
     def positions_in_use(self, batch: Batch) -> int:
-        """Positions, tokens and padding, of the micro-batches that hold any pair."""
+        """Positions, tokens and padding, of the micro-batches that hold any token."""
         rows, length = batch["input_ids"].shape
         count = self.count_micro_batches(rows, length)
-        last = np.flatnonzero(batch["pair_mask"].any(axis=1)) % count
+        last = np.flatnonzero(batch["segment_ids"].any(axis=1)) % count
         return (last.max() + 1) * (rows // count) * length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tree:
-    """One pair laid out as it will stand in a row: the tokens of `pack`'s batch keys, places counted from 0."""
+class TreeLayout:
+    """One tree as it will stand in a row: the tokens of `pack_trees`' batch keys, positions counted from 0."""
 
-    pair: PreferencePair
     input_ids: Int[np.ndarray, " length"]
     position_ids: Int[np.ndarray, " length"]
-    sequence_ids: Int[np.ndarray, " length"]  # 0, or 0 and 1 where each completion has its own prompt
+    sequence_ids: Int[np.ndarray, " length"]  # all 0, or the completion's number where each has its own prompt
     branch_ids: Int[np.ndarray, " length"]
     target_positions: Int[np.ndarray, " targets"]
     target_ids: Int[np.ndarray, " targets"]
-    target_sides: Int[np.ndarray, " targets"]  # 0 chosen, 1 rejected
+    target_branches: Int[np.ndarray, " targets"]  # the completion's number, from 0
 
     @property
     def length(self) -> int:
+        """Tokens, copies of the prompt included."""
         return self.input_ids.size
 
 
-def lay_out(pair: PreferencePair, share_prompt: bool) -> Tree:
-    """Write one pair as ``prompt, chosen, rejected``, or as ``prompt, chosen, prompt, rejected``.
+def lay_out(tree: PromptTree, share_prompt: bool) -> TreeLayout:
+    """Write one tree as the prompt and then every completion, or with a copy of the prompt before each of them.
 
     A completion's token i is predicted where the token before it stands; the prompt's last token predicts the first
-    token of both completions. Only tokens that carry loss become targets.
+    token of every completion. Only tokens that carry loss become targets.
     """
-    prompt, chosen, rejected = pair.prompt_ids.size, pair.chosen_ids.size, pair.rejected_ids.size
-    after_prompt = np.arange(prompt, prompt + max(chosen, rejected))
-    if share_prompt:
-        parts = [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
-        branches, sequences = [PROMPT, CHOSEN, REJECTED], [0, 0, 0]
-        positions = [np.arange(prompt), after_prompt[:chosen], after_prompt[:rejected]]
-        rejected_prompt_end, rejected_start = prompt - 1, prompt + chosen
-    else:
-        parts = [pair.prompt_ids, pair.chosen_ids, pair.prompt_ids, pair.rejected_ids]
-        branches, sequences = [PROMPT, CHOSEN, PROMPT, REJECTED], [0, 0, 1, 1]
-        positions = [np.arange(prompt), after_prompt[:chosen], np.arange(prompt), after_prompt[:rejected]]
-        rejected_prompt_end, rejected_start = 2 * prompt + chosen - 1, 2 * prompt + chosen
-    sizes = [part.size for part in parts]
-    predicts_chosen = np.concatenate([[prompt - 1], np.arange(prompt, prompt + chosen - 1)])
-    predicts_rejected = np.concatenate(
-        [[rejected_prompt_end], np.arange(rejected_start, rejected_start + rejected - 1)]
-    )
-    chosen_mask, rejected_mask = pair.chosen_loss_mask, pair.rejected_loss_mask
-    return Tree(
-        pair=pair,
-        input_ids=np.concatenate(parts),
+    prompt = tree.prompt_ids.size
+    longest = max(branch.ids.size for branch in tree.branches)
+    along_path = np.arange(prompt + longest)
+    runs, positions, branches, sequences = [], [], [], []
+    predicting, targets, length = [], [], 0
+    for number, branch in enumerate(tree.branches):
+        if number == 0 or not share_prompt:
+            runs.append(tree.prompt_ids)
+            positions.append(along_path[:prompt])
+            branches.append(PROMPT)
+            sequences.append(number)
+            length += prompt
+            prompt_end = length - 1
+        size = branch.ids.size
+        runs.append(branch.ids)
+        positions.append(along_path[prompt : prompt + size])
+        branches.append(1 + number)
+        sequences.append(0 if share_prompt else number)
+        before = np.arange(length - 1, length + size - 1)
+        before[0] = prompt_end
+        predicting.append(before[branch.loss_mask])
+        targets.append(branch.ids[branch.loss_mask])
+        length += size
+    sizes = [run.size for run in runs]
+    return TreeLayout(
+        input_ids=np.concatenate(runs),
         position_ids=np.concatenate(positions),
         sequence_ids=np.repeat(sequences, sizes),
         branch_ids=np.repeat(branches, sizes),
-        target_positions=np.concatenate([predicts_chosen[chosen_mask], predicts_rejected[rejected_mask]]),
-        target_ids=np.concatenate([pair.chosen_ids[chosen_mask], pair.rejected_ids[rejected_mask]]),
-        target_sides=np.repeat([0, 1], [chosen_mask.sum(), rejected_mask.sum()]),
+        target_positions=np.concatenate(predicting),
+        target_ids=np.concatenate(targets),
+        target_branches=np.repeat(np.arange(len(targets)), [ids.size for ids in targets]),
     )
-
-
-def _is_truncated(pair: PreferencePair) -> bool:
-    return bool(pair.prompt_truncated or pair.chosen_truncated or pair.rejected_truncated)
 
 
 # Where micro-batches know no limit, rows are about this long: shorter ones pack badly, longer ones gain nothing.
 TARGET_ROW_LENGTH = 2048
-LENGTH_UNIT = 16
+ROW_LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
 
 
@@ -136,12 +142,12 @@ def row_lengths(micro_batch_tokens: int, longest: int, is_one_micro_batch: bool)
     a micro-batch, its own length, rounded up.
     """
     if longest > micro_batch_tokens:
-        return [round_up(longest, LENGTH_UNIT)]
+        return [round_up(longest, ROW_LENGTH_UNIT)]
     lengths = [micro_batch_tokens * share // 4 for share in range(1, 5)]
     if is_one_micro_batch:
         lengths = [micro_batch_tokens * share // 8 for share in range(1, 9)]
-        while lengths[0] >= 2 * LENGTH_UNIT:
-            lengths.insert(0, lengths[0] // 2 // LENGTH_UNIT * LENGTH_UNIT)
+        while lengths[0] >= 2 * ROW_LENGTH_UNIT:
+            lengths.insert(0, lengths[0] // 2 // ROW_LENGTH_UNIT * ROW_LENGTH_UNIT)
     return [length for length in lengths if length >= longest]
 
 
@@ -174,7 +180,7 @@ def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int
     if layout.packing:
         to_try = row_lengths(micro_batch_tokens, longest, sum(lengths) <= micro_batch_tokens * layout.row_multiple)
     else:
-        to_try = [round_up(longest, LENGTH_UNIT)]
+        to_try = [round_up(longest, ROW_LENGTH_UNIT)]
     choices = []
     for row_length in to_try:
         if layout.packing:
@@ -191,18 +197,91 @@ def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int
     return rows, -negative_length, members
 
 
+def pack_trees(trees: Sequence[PromptTree], layout: PackingLayout) -> Batch:
+    """Pack trees, of any number of branches each, into one batch.
+
+    Returns:
+      int32 arrays ``input_ids, position_ids, segment_ids, branch_ids`` [rows, length];
+      ``target_positions, target_ids, target_slots`` [rows, targets], filled from the left (``target_slots`` is
+      ``branches * slot + branch``, both from 0, with ``branches`` the most that any tree has; -1 where there is no
+      target);
+      ``branch_mask`` [rows, slots, branches] bool, which branches there are;
+      ``tree_order`` [rows, slots] int32, the tree's position in `trees`, -1 where a slot holds none.
+
+    Raises:
+      ValueError: no trees.
+
+    Example:
+      >>> from easydel.data.tree import Branch
+      >>> answers = [Branch(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in ([7, 2], [8, 9, 2], [2])]
+      >>> batch = pack_trees([PromptTree(np.array([5, 6], np.int32), tuple(answers))], PackingLayout(padding_value=0))
+      >>> batch["input_ids"][0, :9].tolist(), batch["branch_ids"][0, :9].tolist()
+      ([5, 6, 7, 2, 8, 9, 2, 2, 0], [0, 0, 1, 1, 2, 2, 2, 3, 0])
+      >>> batch["branch_mask"][0, 0].tolist()
+      [True, True, True]
+    """
+    if not trees:
+        raise ValueError("pack got no trees; a batch needs at least one.")
+    laid_out = [lay_out(tree, layout.share_prompt) for tree in trees]
+    in_use, row_length, members = choose_rows([tree.length for tree in laid_out], layout)
+    rows = in_use
+    if layout.packing and layout.micro_batch_tokens is not None:
+        # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
+        rows = max(in_use, layout.row_multiple * -(-len(trees) // layout.row_multiple))
+    count = layout.count_micro_batches(rows, row_length)
+    at_once = rows // count
+    slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
+    branches = max(len(tree.branches) for tree in trees)
+    # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
+    batch: Batch = {
+        name: np.full((rows, row_length), fill, np.int32)
+        for name, fill in (
+            ("input_ids", layout.padding_value),
+            ("position_ids", 0),
+            ("segment_ids", 0),
+            ("branch_ids", PROMPT),
+            ("target_positions", 0),
+            ("target_ids", 0),
+            ("target_slots", -1),
+        )
+    }
+    batch["branch_mask"] = np.zeros((rows, slots, branches), np.bool_)
+    batch["tree_order"] = np.full((rows, slots), -1, np.int32)
+    for number, indices in enumerate(members):
+        micro_batch, row_of_it = divmod(number, at_once)
+        row = row_of_it * count + micro_batch
+        start = target_start = segment = 0
+        for slot, index in enumerate(indices):
+            tree, number_of_branches = laid_out[index], len(trees[index].branches)
+            span = (row, slice(start, start + tree.length))
+            target_span = (row, slice(target_start, target_start + tree.target_ids.size))
+            batch["input_ids"][span] = tree.input_ids
+            batch["position_ids"][span] = tree.position_ids
+            batch["segment_ids"][span] = 1 + segment + tree.sequence_ids
+            batch["branch_ids"][span] = tree.branch_ids
+            batch["target_positions"][target_span] = start + tree.target_positions
+            batch["target_ids"][target_span] = tree.target_ids
+            batch["target_slots"][target_span] = branches * slot + tree.target_branches
+            batch["branch_mask"][row, slot, :number_of_branches] = True
+            batch["tree_order"][row, slot] = index
+            segment += 1 if layout.share_prompt else number_of_branches
+            start += tree.length
+            target_start += tree.target_ids.size
+    return batch
+
+
 def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     """Pack pairs into one batch of the tree layout.
 
     Returns:
       int32 arrays ``input_ids, position_ids, segment_ids, branch_ids`` [rows, length];
       ``target_positions, target_ids, target_slots`` [rows, targets], filled from the left (``target_slots`` is
-      ``2 * slot + side``, -1 where there is no target);
-      ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's place in the data) and ``pair_order`` (its place in
-      `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (any part was cut) [rows, slots] bool;
-      ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, by which what is known of a pair is
-      looked up (`easydel.data.batching.pair_keys`);
-      ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32 when every pair brings them.
+      ``2 * slot + side`` with 0 for chosen and 1 for rejected, -1 where there is no target);
+      ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's position in the data) and ``pair_order`` (its
+      position in `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (anything was cut)
+      [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, by which what is
+      known of a pair is looked up (`easydel.data.tree.PromptTree.key`);
+      ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32, in nats, when every pair brings them.
 
     Raises:
       ValueError: no pairs.
@@ -210,37 +289,26 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     """
     if not pairs:
         raise ValueError("pack got no pairs; a batch needs at least one.")
-    trees = [lay_out(pair, layout.share_prompt) for pair in pairs]
-    lengths = [tree.length for tree in trees]
-    in_use, row_length, members = choose_rows(lengths, layout)
-    rows = in_use
-    if layout.packing and layout.micro_batch_tokens is not None:
-        # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
-        rows = max(in_use, layout.row_multiple * -(-len(pairs) // layout.row_multiple))
-    count = layout.count_micro_batches(rows, row_length)
-    at_once = rows // count
-    slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
-    # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
-    targets = row_length
+    trees = [pair.tree for pair in pairs]
+    batch = pack_trees(trees, layout)
+    order = batch.pop("tree_order")
+    del batch["branch_mask"]  # two wherever there is a pair
 
-    def empty(width: int, fill: float = 0, dtype: type = np.int32) -> np.ndarray:
-        return np.full((rows, width), fill, dtype)
+    def column(values: Sequence[Any], dtype: type, absent: float = 0) -> np.ndarray:
+        """One value per slot, of the pair it holds."""
+        return np.array([*values, absent], dtype)[order]  # position -1 is the last
 
-    batch: Batch = {
-        "input_ids": empty(row_length, layout.padding_value),
-        "position_ids": empty(row_length),
-        "segment_ids": empty(row_length),
-        "branch_ids": empty(row_length),
-        "target_positions": empty(targets),
-        "target_ids": empty(targets),
-        "target_slots": empty(targets, -1),
-        "pair_mask": empty(slots, False, np.bool_),
-        "pair_index": empty(slots, -1),
-        "pair_order": empty(slots, -1),
-        "pair_truncated": empty(slots, False, np.bool_),
-        "pair_weight": empty(slots, 0, np.float32),
-        "pair_keys": np.zeros((rows, slots, KEY_BYTES), np.uint8),
+    batch |= {
+        "pair_mask": order >= 0,
+        "pair_index": column([pair.index for pair in pairs], np.int32, -1),
+        "pair_order": order,
+        "pair_truncated": column([tree.is_truncated for tree in trees], np.bool_),
+        "pair_keys": np.frombuffer(b"".join(tree.key for tree in trees) + bytes(KEY_BYTES), np.uint8).reshape(
+            -1, KEY_BYTES
+        )[order],
     }
+    for name, number in PAIR_NUMBERS.items():
+        batch[name] = column([number(pair) for pair in pairs], np.float32)
     known = [pair.ref_chosen_logps is not None for pair in pairs]
     if any(known) and not all(known):
         raise DataError(
@@ -248,34 +316,6 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
             "give both columns in every row or in none."
         )
     if all(known):
-        batch["ref_chosen_logps"] = empty(slots, 0, np.float32)
-        batch["ref_rejected_logps"] = empty(slots, 0, np.float32)
-
-    for number, indices in enumerate(members):
-        micro_batch, row_of_it = divmod(number, at_once)
-        row = row_of_it * count + micro_batch
-        start = target_start = 0
-        for slot, index in enumerate(indices):
-            tree = trees[index]
-            span = (row, slice(start, start + tree.length))
-            target_span = (row, slice(target_start, target_start + tree.target_ids.size))
-            sequences = 1 if layout.share_prompt else 2
-            batch["input_ids"][span] = tree.input_ids
-            batch["position_ids"][span] = tree.position_ids
-            batch["segment_ids"][span] = 1 + sequences * slot + tree.sequence_ids
-            batch["branch_ids"][span] = tree.branch_ids
-            batch["target_positions"][target_span] = start + tree.target_positions
-            batch["target_ids"][target_span] = tree.target_ids
-            batch["target_slots"][target_span] = 2 * slot + tree.target_sides
-            batch["pair_mask"][row, slot] = True
-            batch["pair_index"][row, slot] = tree.pair.index
-            batch["pair_order"][row, slot] = index
-            batch["pair_truncated"][row, slot] = _is_truncated(tree.pair)
-            batch["pair_weight"][row, slot] = tree.pair.weight
-            batch["pair_keys"][row, slot] = np.frombuffer(pair_key(tree.pair), np.uint8)
-            if all(known):
-                batch["ref_chosen_logps"][row, slot] = tree.pair.ref_chosen_logps
-                batch["ref_rejected_logps"][row, slot] = tree.pair.ref_rejected_logps
-            start += tree.length
-            target_start += tree.target_ids.size
+        batch["ref_chosen_logps"] = column([pair.ref_chosen_logps for pair in pairs], np.float32)
+        batch["ref_rejected_logps"] = column([pair.ref_rejected_logps for pair in pairs], np.float32)
     return batch

@@ -6,7 +6,7 @@ Everything that colour says is also said by a mark, so that it reads the same in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -16,27 +16,45 @@ from rich.text import Text
 
 from easydel.data.faults import RowFault
 from easydel.data.preference.tokenise import Tokenizer
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PAIR_BRANCHES, PreferencePair, PromptTree
 from easydel.data.visible import HIDDEN, visible
 
 SPECIAL_STYLE = "bold magenta"
 SPACE_STYLE = "dim cyan"
 UNSCORED_STYLE = "dim"
 COLOURS = {"prompt": "blue", "chosen": "green", "rejected": "red"}
+OTHER_COLOUR = "yellow"
 PIECES = re.compile(rf"(\n|\t|\r|{HIDDEN.pattern}|^ +| +$| +(?=\n)| {{2,}})")
 LEGEND = "[token] special   ↵ newline   → tab   · space that would not show   «text» read, but not scored"
 
 
 def render_pair(pair: PreferencePair, tokenizer: Tokenizer) -> RenderableType:
     """Prompt, chosen and rejected in a box each, with their token counts; scored text is underlined."""
-    unscored = np.zeros(len(pair.prompt_ids), bool)
-    parts = (
-        ("prompt", pair.prompt_ids, unscored, pair.prompt_truncated),
-        ("chosen", pair.chosen_ids, pair.chosen_loss_mask, pair.chosen_truncated),
-        ("rejected", pair.rejected_ids, pair.rejected_loss_mask, pair.rejected_truncated),
-    )
-    boxes = [_box(part, ids, scored, cut, tokenizer) for part, ids, scored, cut in parts]
-    return Group(Text(_heading(pair)), *boxes, Text(LEGEND, style="dim"))
+    facts = []
+    if pair.weight != 1.0:
+        facts.append(f"weight {pair.weight:g}")
+    if pair.ref_chosen_logps is not None:
+        facts.append(f"given reference log-probs {pair.ref_chosen_logps:g} and {pair.ref_rejected_logps:g} nats")
+    return render_tree(pair.tree, tokenizer, PAIR_BRANCHES, facts)
+
+
+def render_tree(
+    tree: PromptTree, tokenizer: Tokenizer, names: Sequence[str] = (), facts: Sequence[str] = ()
+) -> RenderableType:
+    """The prompt and every completion in a box each, with their token counts; scored text is underlined.
+
+    Args:
+      tree: what a row became.
+      tokenizer: the one that made it.
+      names: what the completions are called; by default "completion 0" and so on.
+      facts: what else is known of the row, for the first line.
+    """
+    names = names or [f"completion {number}" for number in range(len(tree.branches))]
+    heading = ", ".join([f"row {tree.index}" if tree.index >= 0 else "one row", *facts])
+    boxes = [_box("prompt", tree.prompt_ids, None, tree.prompt_truncated, tokenizer)]
+    for name, branch in zip(names, tree.branches, strict=True):
+        boxes.append(_box(name, branch.ids, branch.loss_mask, branch.truncated, tokenizer))
+    return Group(Text(heading), *boxes, Text(LEGEND, style="dim"))
 
 
 def render_fault(fault: RowFault, location: str = "") -> RenderableType:
@@ -50,36 +68,31 @@ def render_fault(fault: RowFault, location: str = "") -> RenderableType:
     )
 
 
-def _heading(pair: PreferencePair) -> str:
-    facts = [f"row {pair.index}" if pair.index >= 0 else "one row"]
-    if pair.weight != 1.0:
-        facts.append(f"weight {pair.weight:g}")
-    if pair.ref_chosen_logps is not None:
-        facts.append(f"given reference log-probs {pair.ref_chosen_logps:g} and {pair.ref_rejected_logps:g} nats")
-    return ", ".join(facts)
-
-
-def _box(part: str, ids: np.ndarray, scored: np.ndarray, cut: int, tokenizer: Tokenizer) -> Panel:
-    title = f"{part}: {_tokens(len(ids))}"
-    if part != "prompt":
+def _box(name: str, ids: np.ndarray, loss_mask: np.ndarray | None, cut: int, tokenizer: Tokenizer) -> Panel:
+    """One run of tokens; `loss_mask` is None for a prompt, of which nothing is ever scored."""
+    colour = COLOURS.get(name, OTHER_COLOUR)
+    is_completion = loss_mask is not None
+    scored = loss_mask if loss_mask is not None else np.zeros(len(ids), bool)
+    title = f"{name}: {_tokens(len(ids))}"
+    if is_completion:
         title += f", {int(scored.sum())} scored"
     if cut:
         title += f", {_tokens(cut)} cut off"
     body = Text()
     for text, special, carries_loss in _runs(ids, scored, tokenizer):
-        quiet = part != "prompt" and not carries_loss
-        style = UNSCORED_STYLE if quiet else f"{COLOURS[part]} underline" if carries_loss else COLOURS[part]
+        quiet = is_completion and not carries_loss
+        style = UNSCORED_STYLE if quiet else f"{colour} underline" if carries_loss else colour
         body.append("«" if quiet else "", style=SPACE_STYLE)
         if special:
             body.append(f"[{visible(text)}]", style=f"{SPECIAL_STYLE} underline" if carries_loss else SPECIAL_STYLE)
         else:
             _append_visibly(body, text, style)
         body.append("»" if quiet else "", style=SPACE_STYLE)
-    if cut and part != "prompt":
+    if cut and is_completion:
         body.append(f" … {_tokens(cut)} cut off", style=SPACE_STYLE)
     if body.plain.endswith("\n"):
         body.right_crop(1)
-    return Panel(body, title=Text(title), title_align="left", border_style=COLOURS[part])
+    return Panel(body, title=Text(title), title_align="left", border_style=colour)
 
 
 def _runs(ids: np.ndarray, scored: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:

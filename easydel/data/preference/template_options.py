@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from easydel.data.faults import RowFault
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
+from easydel.data.tree import PreferencePair
 
 ROWS = 16
 

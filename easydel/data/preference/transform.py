@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
 from easydel.data.faults import BadRow, RowFault, describe, empty_completion
 from easydel.data.preference.chat import Answer, ChatTemplate, Rendering
@@ -40,33 +39,7 @@ from easydel.data.preference.split import PairTokens, split_renderings
 from easydel.data.preference.tokenise import Encoder, Tokenizer
 from easydel.data.preference.truncate import Limits, TruncationMode, truncate_pair
 from easydel.data.preference.unseen_parts import parts_of_context
-
-
-@dataclass(frozen=True, slots=True)
-class PreferencePair:
-    """One tokenised row; prompt ‖ chosen and prompt ‖ rejected are what the model reads.
-
-    Attributes:
-      prompt_ids, chosen_ids, rejected_ids: token ids, at least one each.
-      chosen_loss_mask, rejected_loss_mask: which completion tokens are scored, at least one each.
-      index: the row's place in the data, -1 when unknown.
-      weight: the row's share in the loss.
-      ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
-      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each part.
-    """
-
-    prompt_ids: Int32[np.ndarray, " prompt"]
-    chosen_ids: Int32[np.ndarray, " chosen"]
-    rejected_ids: Int32[np.ndarray, " rejected"]
-    chosen_loss_mask: Bool[np.ndarray, " chosen"]
-    rejected_loss_mask: Bool[np.ndarray, " rejected"]
-    index: int = -1
-    weight: float = 1.0
-    ref_chosen_logps: float | None = None
-    ref_rejected_logps: float | None = None
-    prompt_truncated: int = 0
-    chosen_truncated: int = 0
-    rejected_truncated: int = 0
+from easydel.data.tree import PreferencePair
 
 
 @dataclass(frozen=True)

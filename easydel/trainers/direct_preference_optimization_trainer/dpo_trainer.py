@@ -21,9 +21,10 @@ from easydel.data.faults import FaultTally, in_quotes
 from easydel.data.preference.chat_renderer import shows_time
 from easydel.data.preference.columns import unread_columns
 from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
+from easydel.data.tree import PreferencePair
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from easydel.trainers.callbacks.callback import RunningTrainer, Watcher
 from easydel.trainers.run.folder import is_log_line
 

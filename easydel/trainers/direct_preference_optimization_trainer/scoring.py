@@ -1,4 +1,8 @@
-"""Log-probabilities of completions: the one function by which policy and reference are both scored."""
+"""Sum the log-probabilities of completions: one function scores policy and reference alike.
+
+`score_trees` gives one sum per branch, for trees of any number of branches; `score_pairs` is the case of two, with what
+the objectives of DPO read besides.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import constrain
@@ -35,19 +39,19 @@ SCORED_KEYS = (
 class PairLogps(NamedTuple):
     """Summed log-probabilities in nats of every slot's completions, float32, 0 where a slot is empty.
 
-    ``parts`` holds, for chosen and rejected, the sum over as many tokens as the shorter completion has and the sum
-    over those beyond: what the two others are made of, whatever ``ld_alpha`` is (`whole_completions`).
+    ``split_logps`` holds, for chosen and rejected, the sum over as many tokens as the shorter completion has and the
+    sum over those beyond: what the two others are made of, whatever ``ld_alpha`` is (`whole_completions`).
     """
 
     chosen: Float[Array, "rows slots"]
     rejected: Float[Array, "rows slots"]
-    parts: Float[Array, "rows slots 2 2"]
+    split_logps: Float[Array, "rows slots 2 2"]
     log_weight: Float[Array, "rows slots"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoringOptions:
-    """What changes how completions are scored.
+    """What changes how the completions of pairs are scored.
 
     Attributes:
       ld_alpha: weight of the tokens beyond the shorter completion's length (LD-DPO, Liu et al. 2024); None is 1.
@@ -59,37 +63,83 @@ class ScoringOptions:
     with_weight: bool = False
 
 
-def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
-    """Scored tokens of each slot's chosen and rejected completion."""
-    sides = 2 * batch["pair_mask"].shape[1]
+def score_trees(
+    model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = False
+) -> Float[Array, "rows slots branches"]:
+    """Sum the log-probabilities of every branch's scored tokens, given its prompt, under `model`.
 
-    def count(slots: Int[Array, " targets"]) -> Int[Array, " sides"]:
-        # What is no target counts for a side that is not there.
-        return jnp.zeros(sides, jnp.int32).at[jnp.where(slots < 0, sides, slots)].add(1, mode="drop")
+    .. math:: \\sum_i m_i \\log p(y_i \\mid x, y_{<i})
 
-    counts = jax.vmap(count)(batch["target_slots"])
-    return counts[:, 0::2], counts[:, 1::2]
+    Args:
+      model: policy or reference.
+      batch: arrays of trees of any number of branches (`easydel.data.batching.packing.pack_trees`).
+      remat: rebuild each layer in the backward pass instead of keeping its activations.
 
-
-def whole_completions(
-    parts: Float[Array, "rows slots 2 2"], ld_alpha: float | None
-) -> tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]:
-    """``(chosen, rejected)``, each the part that both completions reach plus ``ld_alpha`` times what lies beyond."""
-    sums = parts[..., 0] + (1.0 if ld_alpha is None else ld_alpha) * parts[..., 1]
-    return sums[..., 0], sums[..., 1]
+    Returns:
+      Nats, float32; 0 where there is no branch (``branch_mask``).
+    """
+    slots, branches = batch["branch_mask"].shape[1:]
+    logps, _ = _score_targets(model, batch, remat=remat)
+    return _sum_by_branch(logps[..., None], batch["target_slots"], slots, branches)[..., 0]
 
 
 def score_pairs(
     model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, *, remat: bool = False
 ) -> PairLogps:
-    """Score every completion of a batch under `model`.
+    """Sum the log-probabilities of every pair's two completions under `model`.
 
     Args:
       model: policy or reference.
-      batch: arrays of trees (`easydel.data.batching.packing.pack`).
+      batch: arrays of pairs (`easydel.data.batching.packing.pack`).
       options: discounts and weights.
       remat: rebuild each layer in the backward pass instead of keeping its activations.
     """
+    slots, targets = batch["pair_mask"].shape[1], batch["target_slots"]
+    logps, excess = _score_targets(model, batch, with_excess=options.with_weight, remat=remat)
+    lengths = branch_lengths(targets, slots, 2)
+    log_weight = None
+    if excess is not None:
+        sums = _sum_by_branch(excess[..., None], targets, slots, 2)[..., 0]
+        log_weight = jax.lax.stop_gradient(jnp.sum(sums / jnp.maximum(lengths, 1), axis=-1))
+    shorter = jnp.take_along_axis(jnp.min(lengths, axis=-1), jnp.maximum(targets, 0) // 2, axis=1)
+    is_beyond = _number_in_branch(targets, lengths) >= shorter
+    split = jnp.stack([jnp.where(is_beyond, 0.0, logps), jnp.where(is_beyond, logps, 0.0)], axis=-1)
+    split_logps = _sum_by_branch(split, targets, slots, 2)
+    chosen, rejected = whole_completions(split_logps, options.ld_alpha)
+    return PairLogps(chosen, rejected, split_logps, log_weight)
+
+
+def whole_completions(
+    split_logps: Float[Array, "rows slots 2 2"], ld_alpha: float | None
+) -> tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]:
+    """``(chosen, rejected)``, each the sum that both completions reach plus ``ld_alpha`` times what lies beyond."""
+    sums = split_logps[..., 0] + (1.0 if ld_alpha is None else ld_alpha) * split_logps[..., 1]
+    return sums[..., 0], sums[..., 1]
+
+
+def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
+    """Scored tokens of each slot's chosen and rejected completion."""
+    lengths = branch_lengths(batch["target_slots"], batch["pair_mask"].shape[1], 2)
+    return lengths[..., 0], lengths[..., 1]
+
+
+def branch_lengths(
+    target_slots: Int[Array, "rows targets"], slots: int, branches: int
+) -> Int[Array, "rows slots branches"]:
+    """Scored tokens of every branch, 0 where there is none."""
+
+    def count(of_row: Int[Array, " targets"]) -> Int[Array, " branches"]:
+        # Padding (-1) counts for a branch out of range, which mode="drop" ignores.
+        out_of_range = slots * branches
+        return jnp.zeros(out_of_range, jnp.int32).at[jnp.where(of_row < 0, out_of_range, of_row)].add(1, mode="drop")
+
+    return jax.vmap(count)(target_slots).reshape(-1, slots, branches)
+
+
+def _score_targets(
+    model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool, with_excess: bool = False
+) -> tuple[Float[Array, "rows targets"], Float[Array, "rows targets"] | None]:
+    """The log-prob of every target and, if asked for, its excess over ``log sum_v p_v^2``."""
     hidden = model.hidden_states(
         batch["input_ids"], batch["position_ids"], batch["segment_ids"], batch["branch_ids"], remat=remat
     )
@@ -97,35 +147,28 @@ def score_pairs(
     # Targets fill each row from the left, so the fullest row says how many columns need the vocabulary.
     count = jnp.max(jnp.sum(batch["target_slots"] >= 0, axis=1))
     logps = linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count)
-    log_weight = None
-    if options.with_weight:
-        collision = linear_log_collision(predicting, model.output_embedding, count)
-        lengths = jnp.stack(completion_lengths(batch), axis=-1)
-        excess = _sum_by_side((logps - collision)[..., None], batch)[..., 0]
-        log_weight = jax.lax.stop_gradient(jnp.sum(excess / jnp.maximum(lengths, 1), axis=-1))
-    beyond = _beyond_the_shorter(batch)
-    parts = _sum_by_side(jnp.stack([jnp.where(beyond, 0.0, logps), jnp.where(beyond, logps, 0.0)], axis=-1), batch)
-    chosen, rejected = whole_completions(parts, options.ld_alpha)
-    return PairLogps(chosen, rejected, parts, log_weight)
+    if not with_excess:
+        return logps, None
+    return logps, logps - linear_log_collision(predicting, model.output_embedding, count)
 
 
-def _beyond_the_shorter(batch: DeviceBatch) -> Bool[Array, "rows targets"]:
-    """Whether a target stands behind the place where the shorter completion of its pair has ended."""
-    lengths = jnp.stack(completion_lengths(batch), axis=-1)
-    # Targets stand in the order of slots, chosen before rejected.
-    ends = jnp.cumsum(lengths.reshape(lengths.shape[0], -1), axis=1)
-    side = jnp.maximum(batch["target_slots"], 0)
-    starts = ends - lengths.reshape(ends.shape)
-    place = jnp.arange(side.shape[1]) - jnp.take_along_axis(starts, side, axis=1)
-    return place >= jnp.take_along_axis(jnp.min(lengths, axis=-1), side // 2, axis=1)
+def _number_in_branch(
+    target_slots: Int[Array, "rows targets"], lengths: Int[Array, "rows slots branches"]
+) -> Int[Array, "rows targets"]:
+    """How many targets of its branch stand before a target; targets stand in the order of slots, then of branches."""
+    of_branch = lengths.reshape(lengths.shape[0], -1)
+    starts = jnp.cumsum(of_branch, axis=1) - of_branch
+    return jnp.arange(target_slots.shape[1]) - jnp.take_along_axis(starts, jnp.maximum(target_slots, 0), axis=1)
 
 
-def _sum_by_side(values: Float[Array, "rows targets kinds"], batch: DeviceBatch) -> Float[Array, "rows slots 2 kinds"]:
-    slots = batch["pair_mask"].shape[1]
+def _sum_by_branch(
+    values: Float[Array, "rows targets kinds"], target_slots: Int[Array, "rows targets"], slots: int, branches: int
+) -> Float[Array, "rows slots branches kinds"]:
+    """Sum values of targets over each branch."""
     # A product with a 0/1 matrix: deterministic, and its derivative is a gather.
-    belongs = batch["target_slots"][..., None] == jnp.arange(2 * slots)
+    belongs = target_slots[..., None] == jnp.arange(slots * branches)
     sums = jnp.einsum("rtk,rts->rsk", values, belongs.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return sums.reshape(-1, slots, 2, values.shape[-1])
+    return sums.reshape(-1, slots, branches, values.shape[-1])
 
 
 def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
@@ -137,9 +180,9 @@ def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
 
 
 def micro_batches_in_use(micro_batches: DeviceBatch) -> Int[Array, ""]:
-    """How many of the micro-batches hold a pair: the first ones do, and the rest need not be looked at."""
-    holds_pair = jnp.any(micro_batches["pair_mask"], axis=(1, 2))
-    return jnp.max(jnp.where(holds_pair, jnp.arange(1, holds_pair.size + 1), 0))
+    """How many of the micro-batches hold a token: the first ones do, and the rest need not be looked at."""
+    holds_token = jnp.any(micro_batches["segment_ids"] > 0, axis=(1, 2))
+    return jnp.max(jnp.where(holds_token, jnp.arange(1, holds_token.size + 1), 0))
 
 
 def join_micro_batches(value: Float[Array, "count rows slots *rest"]) -> Float[Array, "all_rows slots *rest"]:
@@ -161,7 +204,7 @@ def score_in_micro_batches(
         return score_pairs(model, jax.tree.map(lambda rows: rows[number], micro_batches), options)
 
     def put(number: Array, scored: PairLogps) -> PairLogps:
-        return jax.tree.map(lambda whole, part: whole.at[number].set(part), scored, score(number))
+        return jax.tree.map(lambda whole, rows: whole.at[number].set(rows), scored, score(number))
 
-    nothing = jax.tree.map(lambda part: jnp.zeros((count, *part.shape), part.dtype), jax.eval_shape(score, 0))
+    nothing = jax.tree.map(lambda rows: jnp.zeros((count, *rows.shape), rows.dtype), jax.eval_shape(score, 0))
     return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, micro_batches_in_use(micro_batches), put, nothing))

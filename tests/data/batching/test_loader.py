@@ -13,10 +13,10 @@ import pytest
 
 from easydel.data.batching.loader import PreferenceLoader, check_first_rows
 from easydel.data.faults import DataError, RowFault
-from easydel.data.preference.transform import PreferencePair
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.data.sources.open_source import open_source
+from easydel.data.tree import PreferencePair
 
 
 class Numbers(ShardedDataSource):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydel.data.batching.packing import PackingLayout, assign_rows, choose_rows, pack, row_lengths
-from easydel.data.preference.transform import PreferencePair
+from easydel.data.tree import PreferencePair
 from tests.tiny import random_pair
 
 

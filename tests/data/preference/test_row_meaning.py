@@ -11,7 +11,8 @@ from transformers import AddedToken
 from easydel.data.faults import RowFault, describe
 from easydel.data.preference.columns import unread_columns
 from easydel.data.preference.show import render_fault, render_pair
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
+from easydel.data.tree import PreferencePair
 from easydel.data.visible import visible
 
 pytestmark = pytest.mark.usefixtures("one_renderer")

@@ -23,8 +23,9 @@ from easydel.data.faults import BadRow, DataError, RowFault
 from easydel.data.preference.chat_renderer import ChatRenderer
 from easydel.data.preference.template_process import TemplateFailure, TemplateProcess, shared_process
 from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
+from easydel.data.tree import PreferencePair
 from tests.data.conftest import _make_tokenizer
 from tests.data.preference.test_template_rendering import CHATML, say, special_tokens
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydel.data.faults import RowFault
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
+from easydel.data.tree import PreferencePair
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.batching.packing import PackingLayout, pack
-from easydel.data.preference.transform import PreferencePair, PreferenceTransform
+from easydel.data.preference.transform import PreferenceTransform
+from easydel.data.tree import PreferencePair
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.mesh_axes import data_parallel_size

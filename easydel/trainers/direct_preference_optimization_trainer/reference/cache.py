@@ -53,7 +53,7 @@ def scorer_digest(model: EasyDeLBaseModule) -> str:
 
 
 class ReferenceCache:
-    """The log-probs of one reference, by the key of the pair (`easydel.data.batching.pair_keys`).
+    """The log-probs of one reference, by the key of the pair (`easydel.data.tree.PromptTree.key`).
 
     One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
     returns. Threads and processes may share it: every call opens the file anew, at half a millisecond. Where the disk

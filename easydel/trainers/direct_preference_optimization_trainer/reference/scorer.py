@@ -80,7 +80,7 @@ class ReferenceScorer:
         # finds them would compile programs that the first one, which scored them, did not.
         on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         self._score = on_batch(
-            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_micro_batches).parts
+            lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_micro_batches).split_logps
         )
         self._merge = on_batch(_merge)
         self._whole = on_batch(functools.partial(whole_completions, ld_alpha=ld_alpha))

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from easydel.data.batching.packing import PackingLayout, pack
-from easydel.data.batching.pair_keys import pair_key
 from easydel.trainers.direct_preference_optimization_trainer.reference.cache import (
     ReferenceCache,
     ReferenceCacheError,
@@ -152,7 +151,7 @@ def test_any_token_and_any_mask_is_part_of_a_pairs_key(pairs, part):
     pair = pairs[0]
     changed = getattr(pair, part).copy()
     changed[0] = not changed[0] if changed.dtype == bool else changed[0] + 1
-    assert pair_key(dataclasses.replace(pair, **{part: changed})) != pair_key(pair)
+    assert dataclasses.replace(pair, **{part: changed}).tree.key != pair.tree.key
 
 
 def test_a_token_on_the_other_side_of_a_boundary_is_another_pair(pairs):
@@ -162,16 +161,16 @@ def test_a_token_on_the_other_side_of_a_boundary_is_another_pair(pairs):
     moved = dataclasses.replace(
         pair, prompt_ids=pair.prompt_ids[:-1], chosen_ids=np.concatenate([pair.prompt_ids[-1:], pair.chosen_ids])[:-1]
     )
-    assert pair_key(moved) != pair_key(pair)
+    assert moved.tree.key != pair.tree.key
 
 
 def test_place_weight_and_layout_are_no_part_of_a_pairs_key(pairs):
-    assert pair_key(dataclasses.replace(pairs[0], index=99, weight=0.5)) == pair_key(pairs[0])
+    assert dataclasses.replace(pairs[0], index=99, weight=0.5).tree.key == pairs[0].tree.key
     for layout in (PackingLayout(0), PackingLayout(7, packing=False, share_prompt=False, row_multiple=4)):
         batch = pack(pairs, layout)
         keys = batch["pair_keys"]
         for row, slot in np.argwhere(batch["pair_mask"]):
-            assert keys[row, slot].tobytes() == pair_key(pairs[batch["pair_order"][row, slot]])
+            assert keys[row, slot].tobytes() == pairs[batch["pair_order"][row, slot]].tree.key
         assert not keys[~batch["pair_mask"]].any()
 
 

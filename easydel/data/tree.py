@@ -1,0 +1,106 @@
+"""What a row becomes: a prompt and the completions that branch from it; a preference pair is the tree of two."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+KEY_BYTES = 16
+PAIR_BRANCHES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One completion of a prompt.
+
+    Attributes:
+      ids: token ids, at least one.
+      loss_mask: which of them are scored, at least one.
+      truncated: tokens cut from its end.
+      ref_logps: ready-made reference log-prob, in nats, summed over the scored tokens.
+    """
+
+    ids: Int32[np.ndarray, " completion"]
+    loss_mask: Bool[np.ndarray, " completion"]
+    truncated: int = 0
+    ref_logps: float | None = None
+
+
+@dataclass(frozen=True)
+class PromptTree:
+    """A prompt and any number of completions; what the model reads of each is prompt ‖ completion.
+
+    Attributes:
+      prompt_ids: token ids, at least one.
+      branches: the completions, at least one.
+      index: the row's position in the data, -1 when unknown.
+      prompt_truncated: tokens cut from the prompt.
+
+    Example:
+      >>> answers = [Branch(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in ([7, 2], [8, 9, 2], [2])]
+      >>> tree = PromptTree(np.array([5, 6], np.int32), tuple(answers))
+      >>> [branch.ids.size for branch in tree.branches], tree.is_truncated
+      ([2, 3, 1], False)
+    """
+
+    prompt_ids: Int32[np.ndarray, " prompt"]
+    branches: tuple[Branch, ...]
+    index: int = -1
+    prompt_truncated: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether any token was cut from the prompt or a completion."""
+        return bool(self.prompt_truncated or any(branch.truncated for branch in self.branches))
+
+    @cached_property
+    def key(self) -> bytes:
+        """Digest of all that a model reads and scores: the number of branches, every token id, every loss mask.
+
+        Reference log-probs are cached by it, so it does not depend on layout, index, or company.
+        """
+        digest = hashlib.blake2b(len(self.branches).to_bytes(8, "little"), digest_size=KEY_BYTES)
+        for ids in (self.prompt_ids, *(branch.ids for branch in self.branches)):
+            # Lengths go in as well, so that moving a token from one completion to the next gives another key.
+            digest.update(ids.size.to_bytes(8, "little") + np.asarray(ids, "<i4").tobytes())
+        for branch in self.branches:
+            digest.update(np.asarray(branch.loss_mask, np.bool_).tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One tokenised row; prompt ‖ chosen and prompt ‖ rejected are what the model reads.
+
+    Attributes:
+      prompt_ids, chosen_ids, rejected_ids: token ids, at least one each.
+      chosen_loss_mask, rejected_loss_mask: which completion tokens are scored, at least one each.
+      index: the row's position in the data, -1 when unknown.
+      weight: the row's share in the loss.
+      ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
+      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each part.
+    """
+
+    prompt_ids: Int32[np.ndarray, " prompt"]
+    chosen_ids: Int32[np.ndarray, " chosen"]
+    rejected_ids: Int32[np.ndarray, " rejected"]
+    chosen_loss_mask: Bool[np.ndarray, " chosen"]
+    rejected_loss_mask: Bool[np.ndarray, " rejected"]
+    index: int = -1
+    weight: float = 1.0
+    ref_chosen_logps: float | None = None
+    ref_rejected_logps: float | None = None
+    prompt_truncated: int = 0
+    chosen_truncated: int = 0
+    rejected_truncated: int = 0
+
+    @property
+    def tree(self) -> PromptTree:
+        """The pair as a tree of two branches, chosen first."""
+        chosen = Branch(self.chosen_ids, self.chosen_loss_mask, self.chosen_truncated, self.ref_chosen_logps)
+        rejected = Branch(self.rejected_ids, self.rejected_loss_mask, self.rejected_truncated, self.ref_rejected_logps)
+        return PromptTree(self.prompt_ids, (chosen, rejected), self.index, self.prompt_truncated)
