@@ -25,8 +25,10 @@ from benchmarks.suite.rows import DATA, SETS, choose
 from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
 from easydel.data import PreferenceTransform
 from easydel.data.batching.packing import PackingLayout, pack
+from easydel.layers.decoder_layer import DecoderLayer
 from easydel.modules import decoder
 from easydel.ops.attention import xla as tree_attention_xla
+from easydel.ops.attention.inputs import TokenIds
 from easydel.weights.download import smollm2_135m_instruct
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,9 +37,7 @@ SCAN = jax.lax.scan
 
 def unrolled_over_layers(step: Any, carry: Any, inputs: Any, **options: Any) -> Any:
     """`jax.lax.scan` that has no loop where it goes over the layers of a model."""
-    is_over_layers = any(
-        isinstance(x, decoder.DecoderLayer) for x in (inputs if isinstance(inputs, tuple) else (inputs,))
-    )
+    is_over_layers = any(isinstance(x, DecoderLayer) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
     return SCAN(step, carry, inputs, **options, unroll=True if is_over_layers else 1)
 
 
@@ -77,14 +77,15 @@ def main() -> None:
     batch = {
         name: value[:1] for name, value in pack(pairs, PackingLayout(0, micro_batch_tokens=arguments.tokens)).items()
     }
-    inputs = [jnp.asarray(batch[name]) for name in ("input_ids", "position_ids", "segment_ids", "branch_ids")]
+    input_ids = jnp.asarray(batch["input_ids"])
+    ids = TokenIds(*(jnp.asarray(batch[name]) for name in ("segment_ids", "branch_ids", "position_ids")))
 
     programs = {}
     for name, (changed, remat) in WAYS.items():
         jax.clear_caches()
 
         def size(model: Any, remat: bool = remat) -> jax.Array:
-            return jnp.sum(jnp.square(model.hidden_states(*inputs, remat=remat)))
+            return jnp.sum(jnp.square(model.hidden_states(input_ids, ids, remat=remat).hidden))
 
         with changed():
             stopwatch = Stopwatch()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 import equinox as eqx
 from jaxtyping import Array, Bool, Float
 
+from easydel.infra.language_model import AuxiliarySums
 from easydel.layers.attention import Attend, SelfAttention
-from easydel.layers.mlp import MLP, AuxiliarySums
+from easydel.layers.mlp import MLP
 from easydel.layers.norm import RMSNorm
 from easydel.layers.rotary import Angles
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 Carry = TypeVar("Carry", bound=PyTree)
 # (carry, one layer's inputs) -> (carry, one layer's outputs), as the body of `jax.lax.scan`.
@@ -55,13 +56,16 @@ def _run_once(
     outputs: dict[str, list[PyTree]] = {}
     used = dict.fromkeys(stacks, 0)
     for kind, count in runs:
-        start = used[kind]
-        used[kind] += count
-        is_whole = count == jax.tree.leaves(stacks[kind])[0].shape[0]
-        layers = stacks[kind] if is_whole else jax.tree.map(lambda leaf: leaf[start : start + count], stacks[kind])
+        start, stop = used[kind], used[kind] + count
+        used[kind] = stop
+        layers = jax.tree.map(functools.partial(_slice, start=start, stop=stop), stacks[kind])
         carry, out = jax.lax.scan(bodies[kind], carry, layers)
         outputs.setdefault(kind, []).append(out)
     return carry, {
         kind: parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         for kind, parts in outputs.items()
     }
+
+
+def _slice(leaf: Array, start: int, stop: int) -> Array:
+    return leaf if (start, stop) == (0, leaf.shape[0]) else leaf[start:stop]

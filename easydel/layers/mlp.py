@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from easydel.infra.language_model import AuxiliarySums
 from easydel.layers.linear import Linear
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
@@ -18,8 +19,6 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-# What a layer gives for losses beside the main one: name -> sum over the tokens it counts.
-AuxiliarySums = Mapping[str, Array]
 
 
 class MLP(eqx.Module):

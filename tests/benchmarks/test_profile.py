@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.suite.operation_times import Event, Origin, events, origins, seconds_by_operation
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.ops.attention.inputs import TokenIds
 from easydel.ops.linear_log_probs import linear_log_probs
 from tests.tiny import tiny_config
 
@@ -25,7 +26,7 @@ def gradient():
     ids = jnp.arange(64)[None] % config.vocab_size
 
     def loss(model):
-        hidden = model.hidden_states(ids, jnp.arange(64)[None], jnp.ones_like(ids), jnp.zeros_like(ids))
+        hidden = model.hidden_states(ids, TokenIds.of_sequences(jnp.arange(64)[None])).hidden
         return linear_log_probs(hidden, model.output_embedding, ids).sum()
 
     return jax.jit(jax.grad(loss)).lower(model).compile(), model
