@@ -72,7 +72,7 @@ class EasyDeLBaseConfig:
     A family file reads it from ``config.json``; it is hashable, so that a model can carry it as static data.
     `layer_windows` holds one sliding window a layer, in tokens, or None for full attention. `hf_config` keeps the
     whole original as JSON text and `kept_files` the names and texts of the files that go with the weights, so that
-    `save_pretrained` gives back what it was given.
+    `save_pretrained` gives back what it was given; `source` is where it was loaded from.
 
     The properties are what the forward pass that all families share reads beside the sizes. A family that computes one
     of them otherwise has a config class of its own: fields in the names of its ``config.json``, and these properties
@@ -103,6 +103,7 @@ class EasyDeLBaseConfig:
     # Not compared: two models of one shape are alike whatever else their files say.
     hf_config: str = dataclasses.field(default="{}", compare=False)
     kept_files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False, repr=False)
+    source: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads

@@ -18,6 +18,7 @@ from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import PartitionRules
 from easydel.ops.attention.inputs import TokenIds
 from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs, linear_logits
+from easydel.weights.weight_map import WeightMap
 
 # What layers give for losses beside the main one: name -> sum over the tokens they count.
 AuxiliarySums = Mapping[str, Array]
@@ -65,8 +66,22 @@ class LanguageModel(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     model_type: ClassVar[str]
-    tensor_names: ClassVar[dict[str, str]]
+    layer_prefix: ClassVar[str]
     partition_rules: ClassVar[PartitionRules]
+
+    @classmethod
+    @abc.abstractmethod
+    def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
+        """How a model of this config corresponds to the tensors of its folder."""
+
+    @property
+    def weight_map(self) -> WeightMap:
+        """How this model's arrays correspond to the tensors of its folder."""
+        return self.weight_map_for(self.config)
+
+    def share_in_use(self, path: str) -> float:
+        """The share of a linear layer's weight that one token meets; less than 1 where experts share the work."""
+        return 1.0
 
     @classmethod
     @abc.abstractmethod
@@ -165,8 +180,3 @@ class LanguageModel(eqx.Module):
         return linear_log_collision(
             hidden, self.output_embedding, count, soft_cap=config.logit_soft_cap, logit_scale=config.logit_scale
         )
-
-    @property
-    @abc.abstractmethod
-    def layer_parameters(self) -> Any:
-        """The stacked parameters of the layers."""

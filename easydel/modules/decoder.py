@@ -25,23 +25,33 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.language_model import AuxiliarySums, KeyValueCache, ModelOutput
-from easydel.infra.mesh import DATA_AXES, PartitionRules, constrain
+from easydel.infra.mesh import PartitionRules, constrain
 from easydel.layers.attention import SelfAttention
 from easydel.layers.decoder_layer import DecoderLayer, PreNormLayer
 from easydel.layers.embedding import Embedding
 from easydel.layers.layer_stacks import scan_stacks
-from easydel.layers.linear import Linear
+from easydel.layers.linear import Linear, QuantizedWeight
 from easydel.layers.mlp import GatedMLP
 from easydel.layers.norm import RMSNorm
-from easydel.layers.quantized_weight import QuantizedWeight
 from easydel.layers.rotary import Angles, table_angles
 from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.tree_attention import tree_attention
+from easydel.ops.mesh_axes import DATA_AXES
+from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
 
 # Reading and writing an element of an activation costs as much as computing it again, unless it comes from a product.
 KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
+)
+# How the tensors of one layer are named in its files.
+LAYER_RULES = (
+    TensorRule("input_layernorm.weight"),
+    TensorRule("post_attention_layernorm.weight"),
+    *(rule for name in "qkvo" for rule in linear(f"self_attn.{name}_proj")),
+    TensorRule("self_attn.q_norm.weight"),
+    TensorRule("self_attn.k_norm.weight"),
+    *(rule for name in ("gate", "up", "down") for rule in linear(f"mlp.{name}_proj")),
 )
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 KeysAndValues = tuple[Array, Array]
@@ -72,33 +82,38 @@ class DecoderForCausalLM(EasyDeLBaseModule):
     norm: RMSNorm
     lm_head: Linear | None
 
-    tensor_names: ClassVar[dict[str, str]] = {
-        "embed_tokens.weight": "model.embed_tokens.weight",
-        **{
-            f"layers.{name}": f"model.layers.{{layer}}.{name}"
-            for name in (
-                "input_layernorm.weight",
-                "post_attention_layernorm.weight",
-                *(f"self_attn.{p}_proj.{kind}" for p in "qkvo" for kind in ("weight", "bias")),
-                "self_attn.q_norm.weight",
-                "self_attn.k_norm.weight",
-                *(f"mlp.{p}_proj.{kind}" for p in ("gate", "up", "down") for kind in ("weight", "bias")),
-            )
-        },
-        "norm.weight": "model.norm.weight",
-        "lm_head.weight": "lm_head.weight",
-    }
+    layer_prefix: ClassVar[str] = "model.layers."
+    layer_rules: ClassVar[tuple[TensorRule, ...]] = LAYER_RULES
+    # The last dimensions of each; what leads them (the layers) is whole.
     partition_rules: ClassVar[PartitionRules] = (
+        (r"(^|\.)v_(row|col)\.", P()),  # Adafactor's moments, a row or a column for each matrix
         (r"embed_tokens\.weight|lm_head\.weight", P("tp", "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.weight", P(None, "tp", "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.bias", P(None, "tp")),
-        (r"(o|down)_proj\.weight", P(None, "fsdp", "tp")),
+        (r"(q|k|v|gate|up)_proj\.(weight\.scale|bias)", P("tp")),
+        (r"(q|k|v|gate|up)_proj\.weight", P("tp", "fsdp")),
+        (r"(o|down)_proj\.weight\.scale", P("fsdp")),
+        (r"(o|down)_proj\.weight", P("fsdp", "tp")),
         # An adapter's outer dimensions lie as the weight's do; its rank is whole everywhere.
-        (r"(q|k|v|gate|up)_proj\.lora\.a", P(None, None, "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.lora\.b", P(None, "tp")),
-        (r"(o|down)_proj\.lora\.a", P(None, None, "tp")),
-        (r"(o|down)_proj\.lora\.b", P(None, "fsdp")),
+        (r"(q|k|v|gate|up)_proj\.lora\.a", P("fsdp")),
+        (r"(q|k|v|gate|up)_proj\.lora\.b", P("tp", None)),
+        (r"(o|down)_proj\.lora\.a", P("tp")),
+        (r"(o|down)_proj\.lora\.b", P("fsdp", None)),
     )
+
+    @classmethod
+    def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
+        stacks = config.layer_stacks.items()
+        return WeightMap(
+            (
+                TensorRule("model.embed_tokens.weight", ("embed_tokens.weight",)),
+                *(
+                    rule.under(path, f"{cls.layer_prefix}{LAYER}", layers)
+                    for path, layers in stacks
+                    for rule in cls.layer_rules
+                ),
+                TensorRule("model.norm.weight", ("norm.weight",)),
+                TensorRule("lm_head.weight"),
+            )
+        )
 
     @classmethod
     def init_layer(cls, key: PRNGKeyArray, config: Any, kind: str) -> DecoderLayer:
@@ -166,10 +181,6 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         assert not isinstance(weight, QuantizedWeight)  # only the layers' weights are
         return weight.astype(self.dtype)
-
-    @property
-    def layer_parameters(self) -> DecoderLayer | dict[str, DecoderLayer]:
-        return self.layers
 
     @property
     def _stacks(self) -> dict[str, DecoderLayer]:
