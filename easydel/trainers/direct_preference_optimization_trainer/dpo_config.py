@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from easydel.options import COUNT, INDEX, POSITIVE, Range, is_default, option_field, require
 from easydel.trainers.direct_preference_optimization_trainer.objectives.options import (
     LOSS_OPTIONS,
     LOSSES_WITHOUT_REFERENCE,
     SORTING_LOSSES,
 )
-from easydel.trainers.field_checks import is_default, option_field, require
 from easydel.trainers.training_arguments import TrainingArguments
 
 
@@ -18,7 +18,7 @@ from easydel.trainers.training_arguments import TrainingArguments
 class DPOConfig(TrainingArguments):
     """`TrainingArguments` and what preferences add to them; ranges and combinations are checked when it is made."""
 
-    beta: float = option_field(0.1, changes="result")
+    beta: float = option_field(0.1, changes="result", within=POSITIVE)
     """Strength of the pull towards the reference."""
     loss_type: str | list[str] = option_field("sigmoid", changes="result")
     """Objective, or a list of objectives that are added up."""
@@ -36,7 +36,7 @@ class DPOConfig(TrainingArguments):
     """Temperature of the discopop objective."""
     ld_alpha: float | None = option_field(None, changes="result")
     """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
-    rpo_alpha: float | None = option_field(None, changes="result")
+    rpo_alpha: float | None = option_field(None, changes="result", within=POSITIVE)
     """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
     use_weighting: bool = option_field(False, changes="result")
     """Weigh each pair by how likely the policy finds its completions (WPO)."""
@@ -46,16 +46,16 @@ class DPOConfig(TrainingArguments):
     """Score all data with the reference before training, then free the memory of its weights."""
     sync_ref_model: bool = option_field(False, changes="result")
     """Let the reference follow the policy (TR-DPO)."""
-    ref_model_mixup_alpha: float = option_field(0.9, changes="result")
+    ref_model_mixup_alpha: float = option_field(0.9, changes="result", within=Range("a share", above=0, most=1))
     """Share of the policy in the reference after a sync: reference = alpha * policy + (1 - alpha) * reference."""
-    ref_model_sync_steps: int = option_field(64, changes="result")
+    ref_model_sync_steps: int = option_field(64, changes="result", within=COUNT)
     """Updates from one sync to the next."""
 
-    max_length: int | None = option_field(512, changes="result")
+    max_length: int | None = option_field(512, changes="result", within=Range("a whole number", least=2))
     """Most tokens of prompt and completion together; None for no limit."""
-    max_prompt_length: int | None = option_field(256, changes="result")
+    max_prompt_length: int | None = option_field(256, changes="result", within=COUNT)
     """Most tokens of the prompt; None for no limit of its own."""
-    max_completion_length: int | None = option_field(None, changes="result")
+    max_completion_length: int | None = option_field(None, changes="result", within=COUNT)
     """Most tokens of a completion; None for no limit of its own."""
     truncation_mode: Literal["keep_end", "keep_start"] = option_field("keep_end", changes="result")
     """Which end of an over-long prompt survives; completions lose their tail."""
@@ -66,9 +66,9 @@ class DPOConfig(TrainingArguments):
     chat_template_kwargs: dict[str, Any] | None = option_field(None, changes="result")
     """More arguments of the chat template, e.g. enable_thinking; a row's own column wins key by key."""
 
-    eval_samples: int = option_field(0, changes="session")
+    eval_samples: int = option_field(0, changes="session", within=INDEX)
     """Prompts of each evaluation set, its first ones, that the model answers at every evaluation (samples.jsonl)."""
-    eval_sample_tokens: int = option_field(128, changes="session")
+    eval_sample_tokens: int = option_field(128, changes="session", within=COUNT)
     """Most tokens of such an answer."""
 
     packing: bool = option_field(True, changes="layout")
@@ -78,12 +78,8 @@ class DPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.beta > 0, "beta", self.beta, "a number above 0")
         self._check_objective()
-        require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
         self._check_sync()
-        require(self.eval_samples >= 0, "eval_samples", self.eval_samples, "a whole number of at least 0")
-        require(self.eval_sample_tokens >= 1, "eval_sample_tokens", self.eval_sample_tokens, "at least 1 token")
         if self.eval_samples and self.do_eval is False:
             raise ValueError(
                 f"eval_samples={self.eval_samples} has no effect with do_eval=False; remove one of the two."
@@ -93,9 +89,6 @@ class DPOConfig(TrainingArguments):
                 f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."
             )
         self._check_precompute()
-        for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
-            value = getattr(self, field)
-            require(value is None or value >= least, field, value, f"None or at least {least} tokens")
         if self.max_length is not None:
             for field in ("max_prompt_length", "max_completion_length"):
                 value = getattr(self, field)
@@ -115,8 +108,6 @@ class DPOConfig(TrainingArguments):
 
     def _check_sync(self) -> None:
         alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
-        require(0 < alpha <= 1, "ref_model_mixup_alpha", alpha, "a share above 0 and up to 1")
-        require(steps >= 1, "ref_model_sync_steps", steps, "a whole number of at least 1")
         if self.sync_ref_model and self.reference_free:
             raise ValueError("sync_ref_model=True has no effect with reference_free=True; remove one of the two.")
         if self.sync_ref_model and self.quantize_base is not None:

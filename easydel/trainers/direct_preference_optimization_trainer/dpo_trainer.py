@@ -15,12 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
-from easydel.data.batching.loader import PreferenceLoader, check_first_rows, readable_rows
+from easydel.data.batching.first_rows import (
+    FIRST_ROWS,
+    check_first_rows,
+    readable_rows,
+    refuse_inert_template_options,
+)
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.data.faults import FaultTally, in_quotes
-from easydel.data.preference.chat_renderer import shows_time
 from easydel.data.preference.columns import unread_columns
-from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.template_renderer import shows_time
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
@@ -95,9 +100,11 @@ class DPOTrainer(Trainer):
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
-      >>> config = DPOConfig(beta=0.1, loss_type="sigmoid", max_length=512, learning_rate=5e-6)  # doctest: +SKIP
-      >>> trainer = DPOTrainer(config, model, reference_model, tokenizer, preference_dataset)  # doctest: +SKIP
-      >>> trainer.train()  # doctest: +SKIP
+      >>> config = DPOConfig(total_batch_size=4, learning_rate=1e-3, save_directory=None, progress_bar=False)
+      >>> trainer = DPOTrainer(config, model, None, tokenizer, open_source("train.jsonl"))
+      >>> log = trainer.train().log_history
+      >>> round(log[0]["train/loss"], 4)  # ln 2: policy and reference are still one model
+      0.6931
     """
 
     arguments: DPOConfig
@@ -210,7 +217,7 @@ class DPOTrainer(Trainer):
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), ROWS))
+        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS))
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))
