@@ -116,7 +116,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         )
 
     @classmethod
-    def init_layer(cls, key: PRNGKeyArray, config: Any, kind: str) -> DecoderLayer:
+    def init_layer(cls, key: PRNGKeyArray, config: Any, kind: str) -> DecoderLayer:  # noqa: ARG003  for overriding
         """One layer with random parameters, made of the parts that the family has chosen: Llama's here.
 
         Args:
