@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.infra": BASE | WEIGHT_MAP | {"easydel.ops"},
     "easydel.layers": BASE | {"easydel.ops", "easydel.infra"},
     "easydel.weights": BASE | WEIGHT_MAP | {"easydel.infra", "easydel.layers"},
-    "easydel.inference": BASE | {"easydel.infra"},
+    "easydel.inference": BASE | {"easydel.infra", "easydel.ops"},
     "easydel.infra.base_state": BASE | {"easydel.infra", "easydel.layers"},
     "easydel.infra.base_module": BASE | MODEL | {"easydel.inference"},
     "easydel.modules": BASE | MODEL,
