@@ -73,10 +73,14 @@ def live_embeddings() -> int:
     return sum(array.shape == (config.vocab_size, config.hidden_size) for array in jax.live_arrays())
 
 
+def with_keys(pairs: list[PreferencePair]) -> dict[str, np.ndarray]:
+    """A collate function that packs trees."""
+    return pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
+
+
 def without_keys(pairs: list[PreferencePair]) -> dict[str, np.ndarray]:
-    """A collate function whose pairs can't be looked up."""
-    batch = pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
-    return {name: value for name, value in batch.items() if name != "pair_keys"}
+    """The same, but its pairs can't be looked up."""
+    return {name: value for name, value in with_keys(pairs).items() if name != "pair_keys"}
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -111,9 +115,11 @@ def test_a_second_run_scores_nothing_and_has_the_same_trace(make, rows, tokenize
 def test_precomputed_log_probs_give_the_trace_of_a_reference_that_is_asked_every_time(
     make, rows, monkeypatch, tmp_path
 ):
-    cached = make(other_model(), precompute_ref_log_probs=True, evaluation=Dataset.from_list(rows[:5])).trainer.train()
+    evaluation = Dataset.from_list(rows[:5])
+    filled = make(other_model(), precompute_ref_log_probs=True, evaluation=evaluation, collator=with_keys)
+    cached = filled.trainer.train()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked = make(other_model(), evaluation=Dataset.from_list(rows[:5]), collator=without_keys)
+    asked = make(other_model(), evaluation=evaluation, collator=without_keys)
     expected = asked.trainer.train()
     assert asked.passes == 3 + 2 * 2
     for line, wanted in zip(cached.log_history, expected.log_history, strict=True):
