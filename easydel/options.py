@@ -64,6 +64,7 @@ def option_field(
     changes: Changes,
     factory: Callable[[], Any] | None = None,
     within: Range | None = None,
+    help: str | None = None,
 ) -> Any:
     """A field of a configuration that says in its metadata what it changes and which numbers it takes.
 
@@ -72,6 +73,7 @@ def option_field(
       changes: kept as ``field.metadata["changes"]``; `easydel.trainers.run.identity` reads it.
       factory: makes the default, where that is a list or a dict.
       within: kept as ``field.metadata["within"]``; `check_options` reads it.
+      help: one sentence, kept as ``field.metadata["help"]``, where it is not written below the field.
 
     Example:
       >>> @dataclasses.dataclass
@@ -81,7 +83,8 @@ def option_field(
       Traceback (most recent call last):
       ValueError: learning_rate=0.0, expected a number above 0.
     """
-    metadata = {"changes": changes} | ({} if within is None else {"within": within})
+    given = {"changes": changes, "within": within, "help": help}
+    metadata = {name: value for name, value in given.items() if value is not None}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -160,14 +163,14 @@ class Option:
 
 
 def own_options(cls: type) -> tuple[Option, ...]:
-    """The options of a dataclass's own fields, without those it inherits; help comes from attribute docstrings."""
+    """The options of a dataclass's own fields, without those it inherits; help comes from metadata or docstrings."""
     hints, docs = get_type_hints(cls), _attribute_docstrings(cls)
     return tuple(
         Option(
             field.name,
             of_option := option_type(hints[field.name]),
             field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default,
-            docs.get(field.name, ""),
+            field.metadata.get("help") or docs.get(field.name, ""),
             field.metadata.get("metavar", of_option.metavar),
         )
         for field in dataclasses.fields(cls)

@@ -45,8 +45,6 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import SORTING_LOSSES
 from easydel.trainers.direct_preference_optimization_trainer.reference.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import mix, reference_for, split_moving
 from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
@@ -279,7 +277,7 @@ class DPOTrainer(Trainer):
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
         shared: dict[str, Any] = {
-            "objective": Objective.of(arguments),
+            "objective": arguments.objective,
             "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
             "count_micro_batches": self._layout.count_micro_batches,
         }
@@ -462,7 +460,7 @@ class DPOTrainer(Trainer):
             share_prompt=arguments.share_prompt,
             row_multiple=data_parallel_size(self.mesh),
             micro_batches=arguments.gradient_accumulation_steps,
-            micro_batch_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
+            micro_batch_tokens=None if arguments.objective.needs_whole_update else self._micro_batch_tokens,
         )
 
     @property

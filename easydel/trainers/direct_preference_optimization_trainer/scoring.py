@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import constrain
-from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
+from easydel.ops.attention.inputs import TokenIds
 from easydel.ops.mesh_axes import DATA_AXES
 
 DeviceBatch = dict[str, Array]
@@ -140,16 +140,15 @@ def _score_targets(
     model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool, with_excess: bool = False
 ) -> tuple[Float[Array, "rows targets"], Float[Array, "rows targets"] | None]:
     """The log-prob of every target and, if asked for, its excess over ``log sum_v p_v^2``."""
-    hidden = model.hidden_states(
-        batch["input_ids"], batch["position_ids"], batch["segment_ids"], batch["branch_ids"], remat=remat
-    )
+    ids = TokenIds(batch["segment_ids"], batch["branch_ids"], batch["position_ids"])
+    hidden = model.hidden_states(batch["input_ids"], ids, remat=remat).hidden
     predicting = constrain(jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1), DATA_AXES)
     # Targets fill each row from the left, so the fullest row says how many columns need the vocabulary.
     count = jnp.max(jnp.sum(batch["target_slots"] >= 0, axis=1))
-    logps = linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count)
+    logps = model.log_probs(predicting, batch["target_ids"], count)
     if not with_excess:
         return logps, None
-    return logps, logps - linear_log_collision(predicting, model.output_embedding, count)
+    return logps, logps - model.log_collision(predicting, count)
 
 
 def _number_in_branch(

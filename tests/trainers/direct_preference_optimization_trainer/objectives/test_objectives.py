@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +12,36 @@ import numpy as np
 import pytest
 
 from easydel import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import F_DIVERGENCES
-from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import LOSSES, PairScores
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import (
-    LOSS_OPTIONS,
-    LOSSES_WITHOUT_REFERENCE,
-    SORTING_LOSSES,
+from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import make_objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import (
+    F_DIVERGENCES,
+    DivergenceObjective,
+    FDivergence,
+)
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import (
+    OBJECTIVES,
+    option_fields,
+    owners,
+    register,
+)
+from tests.trainers.direct_preference_optimization_trainer.objectives.closed_form import (
+    LENGTHS,
+    LOGPS,
+    PAIRS,
+    REFERENCE,
+    log_sigmoid,
+    mean_loss,
+    numerical_gradient,
+    scores_of,
+    sigma,
 )
 
 BETA, EPSILON, TAU = 0.3, 0.1, 0.5
-PAIRS = 6
-RNG = np.random.default_rng(0)
-LOGPS = RNG.normal(-30, 8, (2, PAIRS))
-REFERENCE = LOGPS + RNG.normal(0, 3, (2, PAIRS))
-LENGTHS = RNG.integers(3, 30, (2, PAIRS)).astype(float)
-
-
-def log_sigmoid(x):
-    return -np.logaddexp(0.0, -x)
-
-
-def sigma(x):
-    return np.exp(log_sigmoid(x))
+# Those with a file of their own have their formula in a test of their own.
+NAMES = (
+    *("sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("aot", "aot_unpaired", "aot_pair", "apo_zero", "apo_down", "discopop", "sft"),
+)
 
 
 def h(name, r, alpha):
@@ -87,38 +95,19 @@ def expected_mean_loss(name, logps, f="reverse_kl", alpha=0.5, epsilon=EPSILON):
     return losses.mean()
 
 
-def mean_loss(objective, logps, extra_slots=0):
-    """The same through `Objective`; empty slots stand among the pairs, as in a packed batch."""
-    pad = [(0, 0), (0, extra_slots)]
-    reference, lengths = jnp.pad(jnp.asarray(REFERENCE), pad), jnp.pad(jnp.asarray(LENGTHS), pad, constant_values=1)
-    logps = jnp.pad(logps, pad)
-    ratios = logps - reference
-    is_pair = jnp.arange(PAIRS + extra_slots) < PAIRS
-    scores = PairScores(
-        *(objective.score(r) for r in ratios), *ratios, *logps, *lengths, is_pair, jnp.asarray(LENGTHS[0].mean())
-    )
-    return jnp.sum(jnp.where(is_pair, objective(scores), 0.0)) / PAIRS
+def objective_of(*names, f="reverse_kl", alpha=0.5, weights=None, rpo_alpha=None, epsilon=EPSILON, **options):
+    if f != "alpha_divergence":
+        alpha = 0.5
+    given = {"beta": BETA, "label_smoothing": epsilon, "f_divergence_type": f, "f_alpha_divergence_coef": alpha}
+    return make_objective(names, given | {"discopop_tau": TAU} | options, weights, rpo_alpha)
 
 
-def objective_of(*names, f="reverse_kl", alpha=0.5, weights=None, rpo_alpha=None, epsilon=EPSILON):
-    return Objective(names, weights or (1.0,) * len(names), BETA, epsilon, f, alpha, TAU, rpo_alpha)
-
-
-def numerical_gradient(function, x, step=1e-6):
-    gradient = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
-        shift = np.zeros_like(x)
-        shift[place] = step
-        gradient[place] = (function(x + shift) - function(x - shift)) / (2 * step)
-    return gradient
-
-
-CASES = [(name, "reverse_kl", 0.5) for name in LOSSES] + [
+CASES = [(name, "reverse_kl", 0.5) for name in NAMES] + [
     (name, f, alpha)
     for name, (f, alpha) in itertools.product(
-        LOSSES, [("forward_kl", 0.5), ("js_divergence", 0.5), ("alpha_divergence", 0.4), ("alpha_divergence", 1.0)]
+        NAMES, [("forward_kl", 0.5), ("js_divergence", 0.5), ("alpha_divergence", 0.4), ("alpha_divergence", 1.0)]
     )
-    if "f_divergence_type" in LOSS_OPTIONS[name]
+    if issubclass(OBJECTIVES[name], DivergenceObjective)
 ]
 
 
@@ -134,9 +123,9 @@ def test_value_and_gradient_equal_the_float64_form(name, f, alpha):
 
 
 @pytest.mark.parametrize("f", F_DIVERGENCES)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_extreme_log_ratios_stay_finite_in_float32(name, f):
-    if f != "reverse_kl" and "f_divergence_type" not in LOSS_OPTIONS[name]:
+    if f != "reverse_kl" and not issubclass(OBJECTIVES[name], DivergenceObjective):
         pytest.skip(f"{name} knows no divergence")
     reference = jnp.asarray(REFERENCE, jnp.float32)
     for chosen, rejected in itertools.product([-1e4, 0.0, 1e4], repeat=2):
@@ -156,39 +145,75 @@ def test_every_divergence_is_zero_where_policy_and_reference_agree():
         assert float(function(jnp.zeros(()), 0.5)) == pytest.approx(0.0, abs=1e-7)
 
 
-def test_the_table_of_options_and_the_functions_agree():
-    assert LOSS_OPTIONS.keys() == LOSSES.keys()
-    assert LOSSES.keys() >= SORTING_LOSSES
+def test_every_divergence_has_its_name_in_the_type_of_the_option():
+    assert set(get_args(FDivergence)) == F_DIVERGENCES.keys()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_table_says_which_losses_read_the_reference(name):
+def test_every_option_of_an_objective_is_a_field_of_the_config_with_the_same_default_and_type():
+    fields, types = DPOConfig.__dataclass_fields__, get_type_hints(DPOConfig)
+    for objective in OBJECTIVES.values():
+        own = get_type_hints(objective)
+        for field in dataclasses.fields(objective):
+            assert fields[field.name].default == field.default, (objective, field.name)
+            assert fields[field.name].metadata["help"] == field.metadata["help"] != "", (objective, field.name)
+            assert types[field.name] == own[field.name], (objective, field.name)
+
+
+def test_two_objectives_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two objectives are called sigmoid"):
+        register("sigmoid")(OBJECTIVES["hinge"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_says_whether_it_reads_the_reference(name):
     def loss(reference):
-        ratios = LOGPS - reference
-        lengths, is_pair = jnp.asarray(LENGTHS), jnp.ones(PAIRS, bool)
-        scores = PairScores(*ratios, *ratios, *jnp.asarray(LOGPS), *lengths, is_pair, jnp.asarray(LENGTHS[0].mean()))
-        return objective_of(name)(scores).mean()
+        return objective_of(name)(scores_of(LOGPS, reference)).mean()
 
     reads = float(jnp.abs(jax.grad(loss)(jnp.asarray(REFERENCE))).max()) > 0
-    assert reads == (name not in LOSSES_WITHOUT_REFERENCE)
+    assert reads == OBJECTIVES[name].needs_reference
     smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
     assert DPOConfig(loss_type=name, **smoothing).reads_reference == reads
 
 
-OPTIONS = {"label_smoothing": 0.1, "f_divergence_type": "js_divergence", "discopop_tau": 0.3}
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_says_whether_it_reads_the_margin(name):
+    def loss(margin):
+        return objective_of(name)(scores_of(LOGPS, margin=margin)).mean()
+
+    reads = float(jnp.abs(jax.grad(loss)(jnp.ones(PAIRS))).max()) > 0
+    assert reads == OBJECTIVES[name].needs_margin
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_says_whether_it_needs_the_whole_update(name):
+    """Where it does, the loss of a pair depends on the other pairs."""
+    objective = objective_of(name)
+
+    def loss_of_first(others):
+        logps = jnp.asarray(LOGPS).at[:, 1:].set(others)
+        return objective(scores_of(logps))[0]
+
+    depends = float(jnp.abs(jax.grad(loss_of_first)(jnp.asarray(LOGPS[:, 1:]))).max()) > 0
+    assert depends == OBJECTIVES[name].needs_whole_update
+
+
+OPTIONS = {"beta": 0.7, "label_smoothing": 0.1, "f_divergence_type": "js_divergence", "discopop_tau": 0.3}
+OPTIONS |= {name: 1.5 * field.default + 0.1 for name, field in option_fields().items() if name not in OPTIONS}
 
 
 @pytest.mark.parametrize("option, value", OPTIONS.items())
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_option_either_changes_the_loss_or_is_refused(name, option, value):
     base = {"loss_type": name} | ({"label_smoothing": 0.2} if name == "exo_pair" else {})
-    if option not in LOSS_OPTIONS[name]:
-        with pytest.raises(ValueError, match=f"{option}=.* has no effect with loss_type='{name}'"):
+    if option == "f_alpha_divergence_coef":
+        base["f_divergence_type"] = "alpha_divergence"
+    if name not in owners(option):
+        with pytest.raises(ValueError, match=r"=.* has no effect with loss_type='" + name):
             DPOConfig(**base | {option: value})
         return
     DPOConfig(**base | {option: value})
-    plain = objective_of(name, epsilon=0.2 if name == "exo_pair" else 0.0)
-    changed = dataclasses.replace(plain, **{option: value})
+    own = {key: value for key, value in base.items() if key != "loss_type"}
+    plain, changed = make_objective([name], own), make_objective([name], own | {option: value})
     assert float(mean_loss(plain, jnp.asarray(LOGPS))) != pytest.approx(float(mean_loss(changed, jnp.asarray(LOGPS))))
 
 
@@ -201,6 +226,12 @@ def test_an_option_either_changes_the_loss_or_is_refused(name, option, value):
         ({"loss_type": "exo_pair"}, "set it above 0"),
         ({"loss_type": "aot", "gradient_accumulation_steps": 2}, "sorts all pairs"),
         ({"loss_type": "aot", "use_weighting": True}, "compares sorted values"),
+        ({"loss_type": "sft", "use_weighting": True}, "does not compare completions"),
+        ({"loss_type": "sft", "reference_free": True}, "compares the policy with no reference"),
+        *(
+            ({"loss_type": name, "f_divergence_type": "js_divergence"}, f"no effect with loss_type='{name}'")
+            for name in ("nca_pair", "bco_pair", "sppo_hard", "apo_down")
+        ),
         ({"loss_type": "sft", "beta": 0.2}, "no effect with loss_type='sft'"),
         ({"f_alpha_divergence_coef": 0.3}, "alpha_divergence"),
         ({"ld_alpha": 1.0}, "ld_alpha=1.0"),
