@@ -19,7 +19,7 @@ import numpy as np
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.compilation_cache import enable_compilation_cache
+from easydel.infra.cache_folder import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import WriteError
