@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.suite.made import made_row, small_model, tokenizer_of_ids
+from benchmarks.made import Shape, made_row, random_model, tokenizer_of_ids
 from easydel import DPOConfig, DPOTrainer, TrainerCallback
 from easydel.data.batching.loader import BatchIterator
 
@@ -79,7 +79,12 @@ def main() -> None:
         clock = Clock()
         rows = rows_of(arguments.pairs * (arguments.updates + WARM_UP))
         trainer = DPOTrainer(
-            config, small_model(VOCABULARY, 512, width=128), None, tokenizer_of_ids(VOCABULARY), rows, callbacks=[clock]
+            config,
+            random_model(Shape(width=128, vocabulary=VOCABULARY)),
+            None,
+            tokenizer_of_ids(VOCABULARY),
+            rows,
+            callbacks=[clock],
         )
         seen: dict[str, dict] = {}
         prepare = trainer.prepare_batch

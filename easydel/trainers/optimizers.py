@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, PyTree
 
 from easydel.infra.config_keys import Key
 from easydel.infra.mesh import parameter_path
-from easydel.trainers.field_checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, as_python
+from easydel.option_types import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT
+from easydel.options import as_python
 
 
 class OptimizerOptions(Protocol):
