@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from easydel.errors import listed, plain, shown
+from easydel.errors import listed, plain, short_repr, shown
 from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
@@ -260,7 +259,7 @@ def _read_config(folder: Path) -> AdapterConfig:
 
     def check(name: str, is_right: bool, expected: str) -> None:
         if config.get(name) is not None and not is_right:
-            problems.append(f"{name} is {short(config[name])}, expected {expected}")
+            problems.append(f"{name} is {short_repr(config[name])}, expected {expected}")
 
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
@@ -277,11 +276,11 @@ def _read_config(folder: Path) -> AdapterConfig:
         "the names of modules or a regular expression",
     )
     if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {short(config.get('peft_type'))}, expected 'LORA'")
+        problems.append(f"peft_type is {short_repr(config.get('peft_type'))}, expected 'LORA'")
     if start not in HARMLESS_STARTS:
-        problems.append(f"init_lora_weights is {short(start)}, which changes the base's weights too")
+        problems.append(f"init_lora_weights is {short_repr(start)}, which changes the base's weights too")
     problems += [
-        f"{plain(name)} is {short(value)}, which is not computed here"
+        f"{plain(name)} is {short_repr(value)}, which is not computed here"
         for name, value in config.items()
         if name not in READ | WITHOUT_EFFECT and value not in OFF
     ]
@@ -352,7 +351,7 @@ def _read_tensors(
             ]
             for name in expected.keys() & present.keys():
                 if shapes[name] != expected[name]:
-                    problems.append(f"tensor {name} has shape {short(shapes[name])}, expected {expected[name]}")
+                    problems.append(f"tensor {name} has shape {short_repr(shapes[name])}, expected {expected[name]}")
                 if dtypes[name] not in FLOATS:
                     problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOATS)}")
             if not problems:
