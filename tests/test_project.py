@@ -198,7 +198,6 @@ KNOWN_PRIVATE: dict[str, set[str]] = {
     "trainers/direct_preference_optimization_trainer/test_dpo_trainer.py": {"_callbacks"},
     "trainers/direct_preference_optimization_trainer/test_memory.py": {"_callbacks"},
     "trainers/test_runs.py": {"_callbacks", "_contents", "_failure", "_notify", "_tell"},
-    "weights/test_gguf.py": {"_download_wheel"},
 }  # fmt: skip
 
 

