@@ -77,7 +77,7 @@ def _text(path: str) -> str:
         raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         # The help and the refusal of a wrong flag should not have to import the data package.
-        from easydel.data.sources.file_kind import kind_of_bytes
+        from easydel.data.sources.local_file import kind_of_bytes
 
         found = kind_of_bytes(content) or f"not UTF-8 text: {error.reason}"
         raise UsageError(f"the configuration file {path} is {found}; save it as UTF-8 text.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 import logging
 import sys
@@ -29,7 +30,6 @@ from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watche
 from easydel.trainers.callbacks.progress import ProgressReporter
 from easydel.trainers.callbacks.stopping import stopping_callbacks
 from easydel.trainers.callbacks.trackers import TRACKERS
-from easydel.trainers.compiled_step import CompiledTrainingStep
 from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log_notes
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
@@ -37,16 +37,19 @@ from easydel.trainers.run.checkpoints import check_intact, damaged_notes
 from easydel.trainers.run.identity import options_of_result
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.run.signals import StopSignals, interruption
-from easydel.trainers.trainer_hooks import TrainerHooks
+from easydel.trainers.step import CompiledTrainingStep, evaluation_step, training_step
 from easydel.trainers.trainer_protocol import (
     Batch,
     BatchIterator,
     BatchLoader,
     DeviceBatch,
+    EvaluationStep,
     Metrics,
     SelfCheckError,
     TrainerConfigureFunctionOutput,
+    TrainerHooks,
     TrainerOutput,
+    TrainingStep,
 )
 from easydel.trainers.training_arguments import TrainingArguments
 from easydel.weights.fingerprint import model_digest
@@ -147,6 +150,18 @@ class Trainer(TrainerHooks):
                 f"warmup_steps={self.arguments.warmup_steps} is more than the run's {min(limits)} updates."
             )
         return min(limits)
+
+    def make_steps(self) -> tuple[TrainingStep, EvaluationStep]:
+        """The pure training and evaluation steps, not yet compiled; metrics are means over the batch's examples."""
+        loss = self.make_loss()
+        train = functools.partial(
+            training_step,
+            loss=loss,
+            count_micro_batches=self.count_micro_batches,
+            remat=self.arguments.gradient_checkpointing,
+            dropout_seed=self.arguments.lora_seed,
+        )
+        return train, functools.partial(evaluation_step, loss=loss, count_micro_batches=self.count_micro_batches)
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
         """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
