@@ -195,7 +195,7 @@ KNOWN_PRIVATE: dict[str, set[str]] = {
     },
     "trainers/direct_preference_optimization_trainer/test_dpo_trainer.py": {"_callbacks"},
     "trainers/direct_preference_optimization_trainer/test_memory.py": {"_callbacks"},
-    "trainers/test_runs.py": {"_callbacks", "_contents", "_failure", "_notify", "_tell"},
+    "trainers/test_runs.py": {"_callbacks", "_failure", "_notify", "_tell"},
 }  # fmt: skip
 
 
