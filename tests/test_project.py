@@ -25,7 +25,9 @@ BASE = {"easydel.errors", "easydel.paths"}
 DATA = {"easydel.data.faults", "easydel.data.tree", "easydel.data.visible"}
 # The documented paths of the model and its state stand in infra, and above all that they make easy.
 MODULE = {"easydel.infra.base_module", "easydel.infra.base_state"}
-MODEL = {"easydel.ops", "easydel.layers", "easydel.weights", "easydel.infra"} | MODULE
+# Every model has one of these: how its arrays are named in files, and nothing about the files themselves.
+WEIGHT_MAP = {"easydel.weights.weight_map"}
+MODEL = {"easydel.ops", "easydel.layers", "easydel.weights", "easydel.infra"} | MODULE | WEIGHT_MAP
 TRAINING = {"easydel.trainers", "easydel.trainers.callbacks", "easydel.trainers.run"}
 ALLOWED: dict[str, set[str]] = {
     "easydel": set(),
@@ -39,9 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.data.preference": BASE | DATA,
     "easydel.data.batching": BASE | DATA | {"easydel.data.sources", "easydel.data.preference"},
     "easydel.ops": set(),
-    "easydel.infra": BASE | {"easydel.ops"},
+    "easydel.weights.weight_map": set(),
+    "easydel.infra": BASE | WEIGHT_MAP | {"easydel.ops"},
     "easydel.layers": BASE | {"easydel.ops", "easydel.infra"},
-    "easydel.weights": BASE | {"easydel.infra", "easydel.layers"},
+    "easydel.weights": BASE | WEIGHT_MAP | {"easydel.infra", "easydel.layers"},
     "easydel.inference": BASE | {"easydel.infra"},
     "easydel.infra.base_state": BASE | {"easydel.infra", "easydel.layers"},
     "easydel.infra.base_module": BASE | MODEL | {"easydel.inference"},

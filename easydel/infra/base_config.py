@@ -71,7 +71,7 @@ class EasyDeLBaseConfig:
     A family file reads it from ``config.json``; it is hashable, so that a model can carry it as static data.
     `layer_windows` holds one sliding window a layer, in tokens, or None for full attention. `hf_config` keeps the
     whole original as JSON text and `kept_files` the names and texts of the files that go with the weights, so that
-    `save_pretrained` gives back what it was given.
+    `save_pretrained` gives back what it was given; `source` is where it was loaded from.
 
     Raises:
       ValueError: the sizes do not fit one another.
@@ -98,6 +98,7 @@ class EasyDeLBaseConfig:
     # Not compared: two models of one shape are alike whatever else their files say.
     hf_config: str = dataclasses.field(default="{}", compare=False)
     kept_files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False, repr=False)
+    source: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads

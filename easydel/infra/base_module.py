@@ -21,11 +21,18 @@ from easydel.infra.config_keys import is_harmless
 from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import create_mesh, tree_shardings
 from easydel.layers import lora, quantize
-from easydel.layers.trainable import split_trainable
-from easydel.weights import adapter_files
-from easydel.weights.folder import CheckpointFiles, write_folder
-from easydel.weights.number_types import float_dtype
-from easydel.weights.pretrained import check_layer_count, load_parameters, named_tensors, open_checkpoint
+from easydel.layers.lora import split_trainable
+from easydel.layers.surgery import layer_linears
+from easydel.weights import peft
+from easydel.weights.hugging_face import CheckpointFiles, write_folder
+from easydel.weights.pretrained import (
+    check_layer_count,
+    float_dtype,
+    load_parameters,
+    open_checkpoint,
+    tensors_to_keep,
+    tensors_to_save,
+)
 
 
 class EasyDeLBaseModule(LanguageModel):
@@ -76,18 +83,21 @@ class EasyDeLBaseModule(LanguageModel):
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         dtype, param_dtype = float_dtype("dtype", dtype), float_dtype("param_dtype", param_dtype)
-        check_layer_count(files, cls.tensor_names)
-        config = dataclasses.replace(cls.read_config(files.config), kept_files=files.kept_files)
+        check_layer_count(files, cls.layer_prefix)
+        config = dataclasses.replace(
+            cls.read_config(files.config), kept_files=files.kept_files, source=str(files.path.absolute())
+        )
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
         mesh = create_mesh(sharding_axis_dims)
-        return load_parameters(files, skeleton, cls.tensor_names, cls.partition_rules, mesh, param_dtype)
+        return load_parameters(files, skeleton, cls.weight_map_for(config), cls.partition_rules, mesh, param_dtype)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None, max_shard_size: str = "5GB") -> None:
         """Write a Hugging Face folder (``config.json``, safetensors) that `transformers` opens.
 
         Adapters are merged into the weights, and quantised weights are written in the dtype they were made from.
         ``config.json`` is the one that the model was loaded with, and ``generation_config.json`` and the license texts
-        of its folder are kept; other files (the model card, code) describe the original and are not.
+        of its folder are kept; other files (the model card, code) describe the original and are not. Where that folder
+        holds more than the language model (a vision tower), its other tensors are read from it again and kept.
 
         Args:
           folder: where; made if absent. The caller saves the tokenizer beside it.
@@ -98,10 +108,12 @@ class EasyDeLBaseModule(LanguageModel):
           ValueError: the config was changed to something that the family's ``config.json`` cannot say.
         """
         own_dtype = None if dtype is None else float_dtype("dtype", dtype)
-        tensors = named_tensors(self.merge_lora(), self.tensor_names, own_dtype)
+        tensors = tensors_to_save(self.merge_lora(), self.weight_map, own_dtype)
         config = self._hugging_face_config()
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
         config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
+        if self.weight_map.is_wrapped and self.config.source is not None:
+            tensors |= tensors_to_keep(open_checkpoint(self.config.source), self.weight_map)
         write_folder(folder, config, tensors, max_shard_size, self.config.kept_files)
 
     def _hugging_face_config(self) -> dict[str, Any]:
@@ -163,12 +175,12 @@ class EasyDeLBaseModule(LanguageModel):
         return quantize.is_quantized(self)
 
     def save_adapter(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
-        """Write the adapters alone, in PEFT's format; see `easydel.weights.adapter_files.save_adapter`."""
-        adapter_files.save_adapter(self, folder, base_model_name_or_path)
+        """Write the adapters alone, in PEFT's format; see `easydel.weights.peft.save_adapter`."""
+        peft.save_adapter(self, folder, base_model_name_or_path)
 
     def load_adapter(self, folder: str | Path) -> Self:
-        """This model with the adapters of a PEFT folder; see `easydel.weights.adapter_files.load_adapter`."""
-        return adapter_files.load_adapter(self, folder)
+        """This model with the adapters of a PEFT folder; see `easydel.weights.peft.load_adapter`."""
+        return peft.load_adapter(self, folder)
 
     @property
     def has_lora(self) -> bool:
@@ -196,19 +208,23 @@ class EasyDeLBaseModule(LanguageModel):
         Two a weight (multiply, add). Attention scores (which depend on length) and the head (which only scored
         tokens meet) are not part of it.
         """
-        return 2 * _matrix_size(self.layer_parameters)
+        return 2 * self._sizes_in_use()[0]
 
     @property
     def training_flops_per_token(self) -> int:
         """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
-        trained = lora.adapters(self) or self.layer_parameters
-        return 2 * self.flops_per_token + 2 * _matrix_size(trained)
+        everything, adapters = self._sizes_in_use()
+        return 4 * everything + 2 * (adapters or everything)
+
+    def _sizes_in_use(self) -> tuple[int, int]:
+        """Entries that one token meets: of all matrices of the layers, and of the adapters among them."""
+        everything, adapters = 0.0, 0.0
+        for path, linear in layer_linears(self).items():
+            share = self.share_in_use(path)
+            everything += share * linear.matrix_size
+            adapters += share * (linear.lora.matrix_size if linear.lora is not None else 0)
+        return round(everything), round(adapters)
 
 
 def _size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _matrix_size(stacked: Any) -> int:
-    """Entries of weight matrices; norms and biases have two dimensions when stacked over layers."""
-    return sum(leaf.size for leaf in jax.tree.leaves(stacked) if leaf.ndim >= 3)

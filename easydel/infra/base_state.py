@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import mesh_of, tree_shardings
 from easydel.infra.state_files import load_arrays, save_arrays
-from easydel.layers.lora import adapters
+from easydel.layers.lora import adapters, join, split_trainable
 from easydel.layers.quantize import is_quantized
-from easydel.layers.trainable import join, split_trainable
 
 Model = TypeVar("Model", bound=LanguageModel)
 
@@ -27,7 +26,7 @@ class EasyDeLState(eqx.Module, Generic[Model]):
     Attributes:
       step: updates made so far.
       model: the parameters.
-      opt_state: optimiser state of the trainable parameters (`easydel.layers.trainable`), or None where nothing is
+      opt_state: optimiser state of the trainable parameters (`easydel.layers.lora`), or None where nothing is
         trained.
       tx: the optimiser itself, static.
     """

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import PartitionRules
+from easydel.weights.weight_map import WeightMap
 
 
 class KeyValueCache(NamedTuple):
@@ -39,8 +40,22 @@ class LanguageModel(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     model_type: ClassVar[str]
-    tensor_names: ClassVar[dict[str, str]]
+    layer_prefix: ClassVar[str]
     partition_rules: ClassVar[PartitionRules]
+
+    @classmethod
+    @abc.abstractmethod
+    def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
+        """How a model of this config corresponds to the tensors of its folder."""
+
+    @property
+    def weight_map(self) -> WeightMap:
+        """How this model's arrays correspond to the tensors of its folder."""
+        return self.weight_map_for(self.config)
+
+    def share_in_use(self, path: str) -> float:
+        """The share of a linear layer's weight that one token meets; less than 1 where experts share the work."""
+        return 1.0
 
     @classmethod
     @abc.abstractmethod
@@ -96,8 +111,3 @@ class LanguageModel(eqx.Module):
         shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
         zeros = jnp.zeros(shape, self.dtype)
         return KeyValueCache(zeros, zeros, jnp.full((rows, slots), -1, jnp.int32), jnp.int32(0))
-
-    @property
-    @abc.abstractmethod
-    def layer_parameters(self) -> Any:
-        """The stacked parameters of the layers."""

@@ -14,7 +14,8 @@ from jaxtyping import Array, PyTree
 
 from easydel.ops.mesh_axes import AXIS_NAMES, DATA_AXES
 
-# A rule table: the first pattern that matches a parameter's path gives its partition.
+# A rule table: the first pattern that is found in a parameter's path gives the partition of its last dimensions. What
+# leads them, such as the axis over stacked layers, is whole on every device.
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
@@ -64,12 +65,18 @@ def parameter_path(path: tuple[Any, ...]) -> str:
 
 
 def parameter_sharding(path: str, shape: Sequence[int], rules: PartitionRules, mesh: Mesh) -> NamedSharding:
-    """The sharding a rule table gives one parameter; an axis that does not divide its dimension is left out."""
-    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), PartitionSpec())
-    axes = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(tuple(spec) + (None,) * (len(shape) - len(spec)), shape)
-    ]
+    """The sharding a rule table gives one parameter; an axis that does not divide its dimension is left out.
+
+    Example:
+      >>> mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+      >>> rules = [(r"up_proj\\.weight", PartitionSpec("tp", "fsdp"))]
+      >>> [parameter_sharding("up_proj.weight", shape, rules, mesh).spec for shape in ((8, 4), (2, 8, 4))]
+      [PartitionSpec('tp', 'fsdp'), PartitionSpec(None, 'tp', 'fsdp')]
+    """
+    spec = tuple(next((spec for pattern, spec in rules if re.search(pattern, path)), ()))
+    missing = len(shape) - len(spec)
+    aligned = (None,) * missing + spec if missing >= 0 else spec[-missing:]
+    axes = [axis if axis is not None and size % mesh.shape[axis] == 0 else None for axis, size in zip(aligned, shape)]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 

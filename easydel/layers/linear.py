@@ -1,4 +1,8 @@
-"""A linear layer and the low-rank adapter that may sit beside its weight."""
+"""A linear layer, its weight in 8 bits, and the low-rank adapter that may sit beside the weight.
+
+Weights may be stacked over layers and over experts: what works on a model sees ``[*stack, out, in]``, a call sees
+``[out, in]``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
-from easydel.layers.quantized_weight import QuantizedWeight
+LARGEST_VALUE = 127  # of a weight in 8 bits
 
 
 class LoraAdapter(eqx.Module):
@@ -29,8 +34,8 @@ class LoraAdapter(eqx.Module):
       Hu et al., LoRA, 2021; Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023.
     """
 
-    a: Float[Array, "*layers rank in"]
-    b: Float[Array, "*layers out rank"]
+    a: Float[Array, "*stack rank in"]
+    b: Float[Array, "*stack out rank"]
     alpha: float = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
     use_rslora: bool = eqx.field(static=True)
@@ -41,11 +46,16 @@ class LoraAdapter(eqx.Module):
         return self.a.shape[-2]
 
     @property
+    def matrix_size(self) -> int:
+        """Entries of both factors."""
+        return self.a.size + self.b.size
+
+    @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     @property
-    def delta(self) -> Float[Array, "*layers out in"]:
+    def delta(self) -> Float[Array, "*stack out in"]:
         """What it adds to the weight, float32."""
         return self.scale * jnp.matmul(self.b, self.a, precision=jax.lax.Precision.HIGHEST)
 
@@ -56,12 +66,62 @@ class LoraAdapter(eqx.Module):
         return (self.scale * (x @ self.a.astype(x.dtype).T)) @ self.b.astype(x.dtype).T
 
 
+class QuantizedWeight(eqx.Module):
+    """Whole numbers of -127 to 127 and one scale an output channel, symmetric around zero.
+
+    .. math:: W_{oi} \\approx s_o q_{oi}, \\quad s_o = \\max_i |W_{oi}| / 127
+
+    No entry is off by more than half its row's scale. A scale a row, rather than a block of it, can be applied after
+    the product, so that no copy of the weight in the compute dtype has to be rounded: 127 is exact in bfloat16.
+
+    Attributes:
+      values: the whole numbers.
+      scale: what they are multiplied by, float32.
+      dtype: dtype of the weight they were made from, static.
+
+    References:
+      Dettmers et al., LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale, 2022, section 2 (row-wise
+      absmax quantisation).
+    """
+
+    values: Int8[Array, "*stack out in"]
+    scale: Float[Array, "*stack out"]
+    dtype: np.dtype = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, weight: Float[Array, "*stack out in"]) -> QuantizedWeight:
+        """The nearest 8-bit weight."""
+        largest = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=-1)
+        scale = largest / LARGEST_VALUE
+        # Rows of zeros, or of numbers so small that their scale is none, become zeros.
+        scale = jnp.where(scale > 0, scale, 1.0)
+        values = jnp.round(weight.astype(jnp.float32) / scale[..., None])
+        return cls(values.astype(jnp.int8), scale, np.dtype(weight.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def dequantize(self) -> Float[Array, "*stack out in"]:
+        """The weight it stands for, float32."""
+        return self.values.astype(jnp.float32) * self.scale[..., None]
+
+    def product(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
+        """``x @ weight.T`` in the dtype of `x`."""
+        return (x @ self.values.astype(x.dtype).T) * self.scale.astype(x.dtype)
+
+
 class Linear(eqx.Module):
     """``x @ weight.T + bias``, the weight as Hugging Face stores it, plus an adapter where there is one."""
 
-    weight: Float[Array, "*layers out in"] | QuantizedWeight
-    bias: Float[Array, "*layers out"] | None
+    weight: Float[Array, "*stack out in"] | QuantizedWeight
+    bias: Float[Array, "*stack out"] | None
     lora: LoraAdapter | None = None
+
+    @property
+    def matrix_size(self) -> int:
+        """Entries of the matrices that an input meets: the weight, and the adapter's factors."""
+        return math.prod(self.weight.shape) + (0 if self.lora is None else self.lora.matrix_size)
 
     @classmethod
     def init(cls, key: PRNGKeyArray, size_in: int, size_out: int, std: float, bias: bool) -> Linear:

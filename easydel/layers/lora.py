@@ -1,20 +1,23 @@
-"""Low-rank adapters on a model: put on, taken off, merged."""
+"""Low-rank adapters on a model: put on, taken off, merged, and trained in place of everything else."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from easydel.errors import listed
 from easydel.infra.language_model import LanguageModel
-from easydel.layers.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
-from easydel.layers.linear import Linear, LoraAdapter
-from easydel.layers.quantized_weight import QuantizedWeight
+from easydel.layers.linear import Linear, LoraAdapter, QuantizedWeight
+from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
+
+Tree = TypeVar("Tree", bound=PyTree)
 
 LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
@@ -68,9 +71,9 @@ def apply_lora(
         )
     chosen = matching_linears(model, pattern)
     too_small = [
-        f"{path} is {' x '.join(map(str, linear.weight.shape[1:]))}"
+        f"{path} is {' x '.join(map(str, linear.weight.shape[-2:]))}"
         for path, linear in chosen.items()
-        if rank > min(linear.weight.shape[1:])
+        if rank > min(linear.weight.shape[-2:])
     ]
     if too_small:
         raise ValueError(
@@ -79,11 +82,11 @@ def apply_lora(
         )
 
     def fresh(key: PRNGKeyArray, linear: Linear) -> LoraAdapter:
-        layers, size_out, size_in = linear.weight.shape
+        *stack, size_out, size_in = linear.weight.shape
         bound = 1 / math.sqrt(size_in)
         return LoraAdapter(
-            a=jax.random.uniform(key, (layers, rank, size_in), jnp.float32, -bound, bound),
-            b=jnp.zeros((layers, size_out, rank), jnp.float32),
+            a=jax.random.uniform(key, (*stack, rank, size_in), jnp.float32, -bound, bound),
+            b=jnp.zeros((*stack, size_out, rank), jnp.float32),
             alpha=float(2 * rank if alpha is None else alpha),
             dropout=float(dropout),
             use_rslora=use_rslora,
@@ -129,7 +132,8 @@ def merge(model: Model) -> Model:
 
 
 def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
-    """The model for one training step: its adapters leave out inputs, drawn from `key` anew for each layer and module.
+    """The model for one training step: its adapters leave out inputs, drawn from `key` anew for each layer,
+    expert and module.
 
     Adapters without dropout are left as they are.
     """
@@ -138,7 +142,7 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
     def one(path: str, linear: Linear) -> Linear:
         if linear.lora is None or linear.lora.dropout == 0:
             return linear
-        keys = jax.random.split(jax.random.fold_in(key, paths.index(path)), linear.weight.shape[0])
+        keys = jax.random.split(jax.random.fold_in(key, paths.index(path)), linear.weight.shape[:-2])
         return dataclasses.replace(linear, lora=dataclasses.replace(linear.lora, dropout_key=keys))
 
     return map_linears(model, one)
@@ -147,3 +151,30 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
 def adapters_are_at_start(model: LanguageModel) -> bool:
     """Whether every adapter still changes nothing, its second factor being zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
+
+
+def trainable_filter(model: PyTree) -> PyTree[bool]:
+    """True or False for every array of a model, in the model's own structure."""
+
+    def is_adapter(node: PyTree) -> bool:
+        return isinstance(node, LoraAdapter)
+
+    if not any(map(is_adapter, jax.tree.leaves(model, is_leaf=is_adapter))):
+        return jax.tree.map(lambda _: True, model)
+    return jax.tree.map(lambda node: jax.tree.map(lambda _: is_adapter(node), node), model, is_leaf=is_adapter)
+
+
+def split_trainable(model: Tree) -> tuple[Tree, Tree]:
+    """``(trainable, frozen)``: the model twice, None in place of the other part's arrays; `join` undoes it."""
+    return eqx.partition(model, trainable_filter(model))
+
+
+def join(trainable: Tree, frozen: Tree) -> Tree:
+    """The whole model from the two parts of `split_trainable`."""
+    return eqx.combine(trainable, frozen)
+
+
+def copy_trainable(model: Tree) -> Tree:
+    """The model with trainable arrays of its own; the frozen ones are shared."""
+    trainable, frozen = split_trainable(model)
+    return join(jax.tree.map(lambda array: array.copy(), trainable), frozen)

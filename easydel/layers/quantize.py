@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from easydel.infra.language_model import LanguageModel
-from easydel.layers.layer_linears import Model, layer_linears, map_linears, matching_linears, placed
-from easydel.layers.linear import Linear
-from easydel.layers.quantized_weight import QuantizedWeight
+from easydel.layers.linear import Linear, QuantizedWeight
+from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
 
 
 def quantize(model: Model, pattern: str | None = None) -> Model:

@@ -10,7 +10,7 @@ from easydel.modules.llama import LlamaForCausalLM
 from easydel.modules.mistral import MistralForCausalLM
 from easydel.modules.qwen2 import Qwen2ForCausalLM
 from easydel.modules.qwen3 import Qwen3ForCausalLM
-from easydel.weights.adapter_files import base_of_adapter, is_adapter_folder
+from easydel.weights.peft import base_of_adapter, is_adapter_folder
 from easydel.weights.pretrained import local_path, open_checkpoint
 
 FAMILIES: dict[str, type[EasyDeLBaseModule]] = {

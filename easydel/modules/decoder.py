@@ -15,18 +15,27 @@ from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.language_model import KeyValueCache
 from easydel.infra.mesh import PartitionRules, constrain
-from easydel.layers.linear import Linear
-from easydel.layers.quantized_weight import QuantizedWeight
+from easydel.layers.linear import Linear, QuantizedWeight
 from easydel.layers.rotary import rotary_angles, rotary_frequencies, rotate
 from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.tree_attention import tree_attention
 from easydel.ops.mesh_axes import DATA_AXES
+from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
 
 T = TypeVar("T")
 # To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
 KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
+)
+# How the tensors of one layer are named in its files.
+LAYER_RULES = (
+    TensorRule("input_layernorm.weight"),
+    TensorRule("post_attention_layernorm.weight"),
+    *(rule for name in "qkvo" for rule in linear(f"self_attn.{name}_proj")),
+    TensorRule("self_attn.q_norm.weight"),
+    TensorRule("self_attn.k_norm.weight"),
+    *(rule for name in ("gate", "up", "down") for rule in linear(f"mlp.{name}_proj")),
 )
 # (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
 Attend = Callable[[Array, Array, Array], tuple[Array, T]]
@@ -148,33 +157,33 @@ class DecoderForCausalLM(EasyDeLBaseModule):
     norm: RMSNorm
     lm_head: Linear | None
 
-    tensor_names: ClassVar[dict[str, str]] = {
-        "embed_tokens.weight": "model.embed_tokens.weight",
-        **{
-            f"layers.{name}": f"model.layers.{{layer}}.{name}"
-            for name in (
-                "input_layernorm.weight",
-                "post_attention_layernorm.weight",
-                *(f"self_attn.{p}_proj.{kind}" for p in "qkvo" for kind in ("weight", "bias")),
-                "self_attn.q_norm.weight",
-                "self_attn.k_norm.weight",
-                *(f"mlp.{p}_proj.{kind}" for p in ("gate", "up", "down") for kind in ("weight", "bias")),
-            )
-        },
-        "norm.weight": "model.norm.weight",
-        "lm_head.weight": "lm_head.weight",
-    }
+    layer_prefix: ClassVar[str] = "model.layers."
+    # The last dimensions of each; what leads them (the layers) is whole.
     partition_rules: ClassVar[PartitionRules] = (
+        (r"(^|\.)v_(row|col)\.", P()),  # Adafactor's moments, a row or a column for each matrix
         (r"embed_tokens\.weight|lm_head\.weight", P("tp", "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.weight", P(None, "tp", "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.bias", P(None, "tp")),
-        (r"(o|down)_proj\.weight", P(None, "fsdp", "tp")),
+        (r"(q|k|v|gate|up)_proj\.(weight\.scale|bias)", P("tp")),
+        (r"(q|k|v|gate|up)_proj\.weight", P("tp", "fsdp")),
+        (r"(o|down)_proj\.weight\.scale", P("fsdp")),
+        (r"(o|down)_proj\.weight", P("fsdp", "tp")),
         # An adapter's outer dimensions lie as the weight's do; its rank is whole everywhere.
-        (r"(q|k|v|gate|up)_proj\.lora\.a", P(None, None, "fsdp")),
-        (r"(q|k|v|gate|up)_proj\.lora\.b", P(None, "tp")),
-        (r"(o|down)_proj\.lora\.a", P(None, None, "tp")),
-        (r"(o|down)_proj\.lora\.b", P(None, "fsdp")),
+        (r"(q|k|v|gate|up)_proj\.lora\.a", P("fsdp")),
+        (r"(q|k|v|gate|up)_proj\.lora\.b", P("tp", None)),
+        (r"(o|down)_proj\.lora\.a", P("tp")),
+        (r"(o|down)_proj\.lora\.b", P("fsdp", None)),
     )
+
+    @classmethod
+    def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
+        layers = tuple(range(config.num_hidden_layers))
+        return WeightMap(
+            (
+                TensorRule("model.embed_tokens.weight", ("embed_tokens.weight",)),
+                *(rule.under("layers", f"{cls.layer_prefix}{LAYER}", layers) for rule in LAYER_RULES),
+                TensorRule("model.norm.weight", ("norm.weight",)),
+                TensorRule("lm_head.weight"),
+            )
+        )
 
     @classmethod
     def init(cls, config: EasyDeLBaseConfig, key: PRNGKeyArray, dtype: Any = jnp.float32) -> DecoderForCausalLM:
@@ -198,10 +207,6 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         assert not isinstance(weight, QuantizedWeight)  # only the layers' weights are
         return weight.astype(self.dtype)
-
-    @property
-    def layer_parameters(self) -> DecoderLayer:
-        return self.layers
 
     def hidden_states(
         self,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.layers.trainable import split_trainable
+from easydel.layers.lora import split_trainable
 from easydel.trainers.training_arguments import TrainingArguments
-from easydel.weights.number_types import TRAINABLE_TYPES
+from easydel.weights.pretrained import TRAINABLE_TYPES
 
 
 def with_adapters(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:

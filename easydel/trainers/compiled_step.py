@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array
 
 from easydel.infra.base_state import EasyDeLState
-from easydel.layers.trainable import trainable_filter
+from easydel.layers.lora import trainable_filter
 from easydel.trainers.trainer_protocol import DeviceBatch, Metrics
 
 TrainingStep = Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]

@@ -22,8 +22,8 @@ from easydel.infra.compilation_cache import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import WriteError
+from easydel.layers.lora import copy_trainable, join, split_trainable
 from easydel.layers.model_digest import model_digest
-from easydel.layers.trainable import copy_trainable, join, split_trainable
 from easydel.paths import user_path
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher

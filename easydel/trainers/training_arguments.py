@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from easydel.infra.name_pattern import check_pattern
+from easydel.layers.name_pattern import check_pattern
 from easydel.trainers.field_checks import check_types, is_default, option_field, require
 
 Tracker = Literal["tensorboard"]

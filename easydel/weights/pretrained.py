@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -18,16 +20,20 @@ from jaxtyping import PyTree
 from easydel.errors import listed, plain, shown
 from easydel.infra.mesh import PartitionRules, parameter_path, parameter_sharding
 from easydel.paths import HUB_ID
-from easydel.weights.adapter_files import ADAPTER_CONFIG, is_adapter_folder
-from easydel.weights.folder import KEPT_FILES, CheckpointFiles, SafetensorsFolder
 from easydel.weights.gguf.checkpoint import GGUFCheckpoint
+from easydel.weights.hugging_face import KEPT_FILES, CheckpointFiles, SafetensorsFolder
+from easydel.weights.peft import ADAPTER_CONFIG, is_adapter_folder
+from easydel.weights.weight_map import SavedTensor, Shape, WeightMap
 
 Tree = TypeVar("Tree", bound=PyTree)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", *KEPT_FILES]
 # Other copies of the same weights: the original authors' format, and subfolders of any kind.
 HUB_FILES_NOT_READ = ["consolidated*", "*/*"]
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"  # paths of the arrays that a tied model has as one
 ROWS_AT_ONCE = 8192
+FLOAT_TYPES = ("float32", "bfloat16", "float16")
+# Of these training computes and keeps parameters in; float16 ends at 65504 and 6e-8, and losses are not scaled here.
+TRAINABLE_TYPES = ("float32", "bfloat16")
 
 
 def local_path(name_or_path: str | Path) -> Path:
@@ -70,10 +76,31 @@ def open_checkpoint(name_or_path: str | Path) -> CheckpointFiles:
     raise ValueError(f"{path} is a {path.suffix or 'plain'} file; expected a Hugging Face folder or a .gguf file.")
 
 
+def float_dtype(name: str, value: Any) -> np.dtype:
+    """A dtype that models can have, from its name or from a type of numpy or jax.
+
+    Args:
+      name: of the option, for the error.
+      value: "float32", "bfloat16" or "float16", or their types; "float64" where jax computes in it.
+
+    Raises:
+      ValueError: it is another, or no dtype at all.
+    """
+    try:
+        dtype = np.dtype(jnp.dtype(value)) if value is not None else None
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is not None and str(dtype) in (*FLOAT_TYPES, str(jax.dtypes.canonicalize_dtype(np.float64))):
+        return dtype
+    given = shown(value) if isinstance(value, str) else str(dtype or value)[:60]
+    more = " float64 needs jax_enable_x64." if dtype == np.float64 else ""
+    raise ValueError(f"{name}={given}, expected one of {', '.join(FLOAT_TYPES)}.{more}")
+
+
 def load_parameters(
     files: CheckpointFiles,
     skeleton: Tree,
-    tensor_names: Mapping[str, str],
+    weight_map: WeightMap,
     rules: PartitionRules,
     mesh: Mesh,
     param_dtype: np.dtype,
@@ -83,7 +110,7 @@ def load_parameters(
     Args:
       files: where the tensors are.
       skeleton: the model with `jax.ShapeDtypeStruct` leaves.
-      tensor_names: our parameter path -> Hugging Face name, with ``{layer}`` where ours is stacked over layers.
+      weight_map: which tensors fill which arrays.
       rules: parameter path -> partition.
       mesh: the devices.
       param_dtype: dtype of the parameters in memory.
@@ -94,41 +121,40 @@ def load_parameters(
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
     shapes = {parameter_path(path): leaf.shape for path, leaf in leaves}
-    _check_tensors(files, shapes, tensor_names)
-    if HEAD in files.tensor_names and HEAD not in {tensor_names[path] for path in shapes}:
-        _check_tied_head(files)
+    _check_tensors(files, shapes, weight_map)
 
-    def load(path: str, shape: tuple[int, ...]) -> jax.Array:
-        name = tensor_names[path]
-
+    def load(path: str, shape: Shape) -> jax.Array:
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             index = index or (slice(None),) * len(shape)
-            if "{layer}" not in name:
-                return _finite(name, files.read(name, index).astype(param_dtype))
-            layers = range(*index[0].indices(shape[0]))
-            names = [name.format(layer=layer) for layer in layers]
-            # Stacking copies, so that each may be the file's own array.
-            return np.stack([_finite(n, files.read(n, index[1:]).astype(param_dtype, copy=False)) for n in names])
+            ranges = (range(*part.indices(size)) for part, size in zip(index, shape))
+            # Filled piece by piece: beside a device's slice there is one tensor's part of it in memory.
+            values = np.empty([len(places) for places in ranges], param_dtype)
+            for piece in weight_map.pieces(path, index, shapes):
+                values[piece.target] = _finite(piece.tensor, piece.read(files.read).astype(param_dtype, copy=False))
+            return values
 
         return jax.make_array_from_callback(shape, parameter_sharding(path, shape, rules, mesh), read)
 
     return jax.tree_util.tree_unflatten(treedef, [load(parameter_path(path), leaf.shape) for path, leaf in leaves])
 
 
-def check_layer_count(files: CheckpointFiles, tensor_names: Mapping[str, str]) -> None:
+def check_layer_count(files: CheckpointFiles, prefix: str) -> None:
     """Compare the number of layers in ``config.json`` with the files' names, before anything of that length is made.
+
+    Args:
+      files: the tensors and the config.
+      prefix: how the names of a layer's tensors begin before its number, e.g. "model.layers.".
 
     Raises:
       ValueError: they differ; names both.
     """
-    prefixes = {name.partition("{layer}")[0] for name in tensor_names.values() if "{layer}" in name}
-    layer = re.compile(f"(?:{'|'.join(map(re.escape, sorted(prefixes)))})([0-9]+)[.]")
+    layer = re.compile(f"{re.escape(prefix)}([0-9]+)[.]")
     held = {match[1] for match in map(layer.match, files.tensor_names) if match}
     said = files.config.get("num_hidden_layers")
     if isinstance(said, int) and not isinstance(said, bool) and said != len(held):
         raise ValueError(
             f'config.json has "num_hidden_layers": {shown(said)}, but the weights hold {len(held)} layers (named '
-            f"{' or '.join(f'{prefix}N' for prefix in sorted(prefixes))}, N from 0)."
+            f"{prefix}N, N from 0)."
         )
 
 
@@ -146,41 +172,34 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _check_tied_head(files: CheckpointFiles) -> None:
+def _check_tied_head(files: CheckpointFiles, head: str, embedding: str) -> None:
     """A tied model's file may repeat the embedding as its head, no more: transformers 4 ignores a head of its own,
     transformers 5 uses it.
     """
-    shape = files.shape(EMBEDDING)
+    shape = files.shape(embedding)
     rows = [
         (slice(start, min(start + ROWS_AT_ONCE, shape[0])), slice(None)) for start in range(0, shape[0], ROWS_AT_ONCE)
     ]
-    if files.shape(HEAD) != shape or not all(
-        np.array_equal(files.read(HEAD, part), files.read(EMBEDDING, part)) for part in rows
+    if files.shape(head) != shape or not all(
+        np.array_equal(files.read(head, part), files.read(embedding, part)) for part in rows
     ):
         raise ValueError(
-            f'config.json has "tie_word_embeddings": true, but the file\'s {HEAD} differs from {EMBEDDING}. Set it to '
-            f"false to use both, or remove {HEAD} from the file."
+            f'config.json has "tie_word_embeddings": true, but the file\'s {head} differs from {embedding}. Set it to '
+            f"false to use both, or remove {head} from the file."
         )
 
 
-def _check_tensors(
-    files: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], tensor_names: Mapping[str, str]
-) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    for path, shape in shapes.items():
-        name = tensor_names[path]
-        if "{layer}" in name:
-            expected |= {name.format(layer=layer): shape[1:] for layer in range(shape[0])}
-        else:
-            expected[name] = shape
-    present = set(files.tensor_names)
+def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_map: WeightMap) -> None:
+    expected = weight_map.tensor_shapes(shapes)
+    head, embedding = (weight_map.rule(path).tensor for path in (HEAD, EMBEDDING))
+    present = {name for name in files.tensor_names if not weight_map.is_other(name)}
     # Old exports carry the rotary table, and tied models a copy of the embedding as head: both follow from the rest.
     implied = {name for name in present if name.endswith("rotary_emb.inv_freq")}
-    if HEAD not in expected:
-        implied.add(HEAD)
+    if head not in expected:
+        implied.add(head)
     untied = ': config.json ties no embeddings; set "tie_word_embeddings" to true if the embedding is the head'
     problems = [
-        f"tensor {name} is missing{untied if name == HEAD else ''}" for name in sorted(expected.keys() - present)
+        f"tensor {name} is missing{untied if name == head else ''}" for name in sorted(expected.keys() - present)
     ]
     problems += [
         f"tensor {plain(name)} is not part of this model" for name in sorted(present - expected.keys() - implied)
@@ -195,16 +214,20 @@ def _check_tensors(
             f"the weights do not fit config.json (model_type {json.dumps(files.config.get('model_type'))}):\n  "
             f"{listed(problems, most=5)}"
         )
+    if head in present - expected.keys():
+        _check_tied_head(files, head, embedding)
 
 
-def named_tensors(model: PyTree, tensor_names: Mapping[str, str], dtype: np.dtype | None) -> dict[str, np.ndarray]:
-    """Every parameter on the host under its Hugging Face name, layers unstacked."""
-    tensors: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        name = tensor_names[parameter_path(path)]
-        array = np.asarray(leaf) if dtype is None else np.asarray(leaf).astype(dtype)
-        if "{layer}" in name:
-            tensors |= {name.format(layer=layer): array[layer] for layer in range(array.shape[0])}
-        else:
-            tensors[name] = array
-    return tensors
+def tensors_to_save(model: PyTree, weight_map: WeightMap, dtype: np.dtype | None) -> dict[str, SavedTensor]:
+    """Every tensor that a model's parameters make; None keeps the parameters' own dtype."""
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    return weight_map.tensors({parameter_path(path): leaf for path, leaf in leaves}, dtype)
+
+
+def tensors_to_keep(files: CheckpointFiles, weight_map: WeightMap) -> dict[str, SavedTensor]:
+    """The tensors of a folder that belong to other parts of it than the language model, as they are."""
+    return {
+        name: SavedTensor(files.shape(name), files.dtype(name), functools.partial(files.read, name))
+        for name in files.tensor_names
+        if weight_map.is_other(name)
+    }

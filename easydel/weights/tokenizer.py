@@ -19,8 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from easydel.errors import shown
 from easydel.paths import HUB_ID, user_path
-from easydel.weights.folder import CONFIG, is_inside, read_json, replacing_files
 from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
+from easydel.weights.hugging_face import CONFIG, is_inside, read_json, replacing_files
 from easydel.weights.tokenizer_files import (
     TEMPLATE,
     TEMPLATE_FILES,

@@ -12,8 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from easydel.infra.mesh import create_mesh
-from easydel.layers.lora import adapters, adapters_are_at_start, with_adapters, with_dropout
-from easydel.layers.trainable import split_trainable
+from easydel.layers.lora import adapters, adapters_are_at_start, split_trainable, with_adapters, with_dropout
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.training_arguments import TrainingArguments
 from tests.tiny import VOCABULARY, tiny_config

@@ -11,8 +11,8 @@ import pytest
 
 from easydel import EasyDeLState, LlamaForCausalLM
 from easydel.infra.fingerprint import fingerprint
-from easydel.layers.layer_linears import layer_linears
-from easydel.layers.quantized_weight import QuantizedWeight
+from easydel.layers.linear import QuantizedWeight
+from easydel.layers.surgery import layer_linears
 from tests.layers.test_lora import IDS, moved
 
 
@@ -82,7 +82,7 @@ def test_adapters_beside_quantised_weights_merge_into_plain_ones(tiny_model, tmp
 
 
 def test_a_quantised_model_is_saved_as_a_plain_one(tmp_path):
-    from tests.weights.test_adapter_files import BASE, GOLDEN
+    from tests.weights.test_peft import BASE, GOLDEN
 
     model = LlamaForCausalLM.from_pretrained(BASE).quantize().load_adapter(GOLDEN)
     model.save_pretrained(tmp_path)

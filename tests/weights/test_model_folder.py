@@ -383,7 +383,7 @@ def test_a_hub_id_without_a_connection_is_refused_in_one_line(monkeypatch):
 
 def test_a_path_in_the_home_folder_means_the_same_when_saving_as_when_loading(tmp_path, monkeypatch):
     from easydel.paths import user_path
-    from easydel.weights.folder import write_folder
+    from easydel.weights.hugging_face import write_folder
 
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folder("~/model", {"model_type": "llama"}, {})

@@ -12,7 +12,7 @@ import pytest
 from easydel import LlamaForCausalLM
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.training_arguments import TrainingArguments
-from easydel.weights.number_types import float_dtype
+from easydel.weights.pretrained import float_dtype
 
 LLAMA = Path(__file__).parents[1] / "golden" / "families" / "llama"
 

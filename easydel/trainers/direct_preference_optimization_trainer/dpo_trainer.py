@@ -28,8 +28,8 @@ from easydel.data.tree import PreferencePair
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
+from easydel.layers.lora import join
 from easydel.layers.model_digest import model_digest
-from easydel.layers.trainable import join
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.layers.lora import with_dropout
-from easydel.layers.trainable import join, split_trainable
+from easydel.layers.lora import join, split_trainable, with_dropout
 from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (

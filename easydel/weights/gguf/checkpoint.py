@@ -102,6 +102,10 @@ class GGUFCheckpoint:
         """Shape of a tensor, as Hugging Face stores it: ``[out, in]`` for a weight."""
         return self._find(name).shape
 
+    def dtype(self, name: str) -> np.dtype:
+        """Of what `read` gives."""
+        return np.dtype(np.float32)
+
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """Values of a tensor or of one part of it, float32, read-only.
 

@@ -15,8 +15,7 @@ from datasets import Dataset
 import easydel
 from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.batching.packing import PackingLayout, pack
-from easydel.layers.lora import adapters
-from easydel.layers.trainable import split_trainable
+from easydel.layers.lora import adapters, split_trainable
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer, TrainerCallback
 from easydel.infra.mesh import put_batch
-from easydel.layers.trainable import split_trainable
+from easydel.layers.lora import split_trainable
 from easydel.modules.llama import LlamaForCausalLM
 from tests.tiny import make_tokenizer, tiny_config
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.infra.mesh import put_batch
-from easydel.layers.trainable import split_trainable
+from easydel.layers.lora import split_trainable
 
 OPTIONS = {"total_batch_size": 4, "save_directory": None, "progress_bar": False, "shuffle_train_dataset": False}
 

@@ -17,8 +17,7 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import mesh_of, parameter_path
 from easydel.infra.state_files import load_arrays, save_arrays
-from easydel.layers.lora import adapters, adapters_are_at_start
-from easydel.layers.trainable import copy_trainable
+from easydel.layers.lora import adapters, adapters_are_at_start, copy_trainable
 
 logger = logging.getLogger("easydel")
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
+import ml_dtypes
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from easydel.errors import listed, plain, shown
 from easydel.paths import user_path
+from easydel.weights.weight_map import SavedTensor
 
 logger = logging.getLogger("easydel")
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -33,7 +34,7 @@ KEPT_FILES = (
 )
 LARGEST_KEPT = 2**20
 LARGEST_JSON = 2**26
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # How quantised checkpoints name what they keep beside or in place of a weight.
 QUANTISED_NAMES = {
     ".qweight": "GPTQ or AWQ",
@@ -53,6 +54,7 @@ UNQUANTISE = (
 class CheckpointFiles(Protocol):
     """Tensors of a model on disk under their Hugging Face names, read one slice at a time."""
 
+    path: Path
     config: dict[str, Any]
 
     @property
@@ -62,6 +64,8 @@ class CheckpointFiles(Protocol):
     def tensor_names(self) -> list[str]: ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype: ...
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray: ...
 
@@ -76,19 +80,19 @@ class SafetensorsFolder:
       ValueError: a file is damaged, the index and the shards disagree, or the weights are quantised.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.config = read_json(self.folder / CONFIG)
-        _refuse_quantised_config(self.folder / CONFIG, self.config)
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = read_json(self.path / CONFIG)
+        _refuse_quantised_config(self.path / CONFIG, self.config)
         self._stack = ExitStack()
-        if (self.folder / WEIGHTS).exists():
+        if (self.path / WEIGHTS).exists():
             self._readers = self._open(WEIGHTS)
             self._report_unused_index()
-        elif (self.folder / WEIGHTS_INDEX).exists():
-            self._readers = self._open_shards(read_weight_map(self.folder))
+        elif (self.path / WEIGHTS_INDEX).exists():
+            self._readers = self._open_shards(read_weight_map(self.path))
         else:
             raise FileNotFoundError(
-                f"{self.folder} has a {CONFIG} but neither {WEIGHTS} nor {WEIGHTS_INDEX}. Weights in other formats "
+                f"{self.path} has a {CONFIG} but neither {WEIGHTS} nor {WEIGHTS_INDEX}. Weights in other formats "
                 f"(.bin, .pt) are not read: convert them to safetensors first."
             )
         self._refuse_unread_types()
@@ -96,7 +100,7 @@ class SafetensorsFolder:
     @property
     def kept_files(self) -> tuple[tuple[str, str], ...]:
         """Names and texts of the files that go with the weights; see `KEPT_FILES`."""
-        return read_kept_files(self.folder)
+        return read_kept_files(self.path)
 
     @property
     def tensor_names(self) -> list[str]:
@@ -105,13 +109,16 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._readers[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(FLOATS[self._readers[name].get_slice(name).get_dtype()])
+
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         tensor = self._readers[name].get_slice(name)
         return tensor[index if index is not None else ...]
 
     def _open(self, file: str) -> dict[str, Any]:
         """The tensors of one file: name -> reader."""
-        path = self.folder / file
+        path = self.path / file
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no plain file; expected safetensors weights.")
         try:
@@ -123,13 +130,13 @@ class SafetensorsFolder:
         return dict.fromkeys(reader.keys(), reader)
 
     def _open_shards(self, weight_map: Mapping[str, str]) -> dict[str, Any]:
-        index = self.folder / WEIGHTS_INDEX
+        index = self.path / WEIGHTS_INDEX
         files = sorted(set(weight_map.values()))
-        missing = [file for file in files if not (self.folder / file).exists()]
+        missing = [file for file in files if not (self.path / file).exists()]
         if missing:
             raise FileNotFoundError(
                 f"{index} names {', '.join(map(plain, missing[:3]))}{', …' if len(missing) > 3 else ''}, not in "
-                f"{self.folder}; is the download complete?"
+                f"{self.path}; is the download complete?"
             )
         places: dict[str, list[str]] = {}
         readers: dict[str, Any] = {}
@@ -154,7 +161,7 @@ class SafetensorsFolder:
         sets = {match[1] for match in map(SHARD_SUFFIX.fullmatch, files) if match}
         problems += [
             f"{plain(path.name)} is a shard of the same set, and the index does not name it"
-            for path in sorted(self.folder.glob("*.safetensors"))
+            for path in sorted(self.path.glob("*.safetensors"))
             if path.name not in files and path.name.startswith("model") and path.name.endswith(tuple(sets))
         ]
         if problems:
@@ -163,16 +170,16 @@ class SafetensorsFolder:
 
     def _report_unused_index(self) -> None:
         """Say that an index beside the one file is not followed, where it leads to other files."""
-        if not (self.folder / WEIGHTS_INDEX).exists():
+        if not (self.path / WEIGHTS_INDEX).exists():
             return
         try:
-            others = set(read_weight_map(self.folder).values()) - {WEIGHTS}
+            others = set(read_weight_map(self.path).values()) - {WEIGHTS}
         except ValueError:
             others = {"files that cannot be used"}
         if others:
             logger.warning(
                 "%s holds both %s and %s, which names %s: %s is read, as by transformers. Remove the one that is old.",
-                self.folder,
+                self.path,
                 WEIGHTS,
                 WEIGHTS_INDEX,
                 ", ".join(map(plain, sorted(others)[:3])),
@@ -188,12 +195,12 @@ class SafetensorsFolder:
         if methods:
             found = wrong or [f"tensor {plain(name)}" for name in types if name.endswith(tuple(QUANTISED_NAMES))]
             raise ValueError(
-                f"{self.folder} holds quantised weights ({', '.join(sorted(methods))}), which are not read: "
+                f"{self.path} holds quantised weights ({', '.join(sorted(methods))}), which are not read: "
                 f"{found[0]}. {UNQUANTISE}"
             )
         if wrong:
             raise ValueError(
-                f"{self.folder} holds weights that are no floating-point numbers of 16, 32 or 64 bits:\n  {_few(wrong)}"
+                f"{self.path} holds weights that are no floating-point numbers of 16, 32 or 64 bits:\n  {_few(wrong)}"
                 f"\n{UNQUANTISE}"
             )
 
@@ -317,11 +324,14 @@ def _refuse_constant(name: str) -> float:
 def write_folder(
     folder: str | Path,
     config: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, SavedTensor],
     max_shard_size: str = "5GB",
     kept_files: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write ``config.json``, the tensors as safetensors, in shards with an index when they are large, and texts."""
+    """Write ``config.json``, the tensors as safetensors, in shards with an index when they are large, and texts.
+
+    Values are fetched one shard at a time.
+    """
     folder = user_path(folder)
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -337,7 +347,7 @@ def write_folder(
         for file, text in texts.items():
             (new / file).write_bytes(text.encode("utf-8"))
         for file, names in split.filename_to_tensors.items():
-            save_file({name: tensors[name] for name in names}, new / file, metadata={"format": "pt"})
+            save_file({name: tensors[name].read() for name in names}, new / file, metadata={"format": "pt"})
             shutil.copymode(new / CONFIG, new / file)  # safetensors makes its files private
         for old in folder.iterdir():
             if OWN_FILE.fullmatch(old.name) and not (new / old.name).exists():

@@ -1,4 +1,4 @@
-"""The linear layers of a decoder's layers, by path: what adapters sit on and what is quantised."""
+"""Find the linear layers of a model by their paths, and replace them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from jaxtyping import PyTree
 
 from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import mesh_of, parameter_path, parameter_sharding
-from easydel.infra.name_pattern import matching_names
 from easydel.layers.linear import Linear
+from easydel.layers.name_pattern import matching_names
 
 Model = TypeVar("Model", bound=LanguageModel)
 Tree = TypeVar("Tree", bound=PyTree)
 
 
 def layer_linears(model: LanguageModel) -> dict[str, Linear]:
-    """Every linear layer that is stacked over the decoder's layers, e.g. "layers.self_attn.q_proj"."""
+    """Every linear layer of the decoder layers, e.g. "layers.self_attn.q_proj"; the head is none of them."""
+    weight_map = model.weight_map
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
-    return {parameter_path(path): node for path, node in nodes if _is_linear(node) and len(node.weight.shape) == 3}
+    linears = {parameter_path(path): node for path, node in nodes if _is_linear(node)}
+    return {path: linear for path, linear in linears.items() if weight_map.is_in_layers(f"{path}.weight")}
 
 
 def matching_linears(model: LanguageModel, pattern: str | None) -> dict[str, Linear]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 
 from easydel.errors import listed, plain, shown
 from easydel.infra.language_model import LanguageModel
-from easydel.infra.name_pattern import matching_names
-from easydel.layers.layer_linears import Model, layer_linears
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
+from easydel.layers.name_pattern import matching_names
+from easydel.layers.surgery import Model, layer_linears
 from easydel.paths import user_path
-from easydel.weights.folder import CONFIG, FLOATS, read_json, replacing_files
+from easydel.weights.hugging_face import CONFIG, FLOATS, read_json, replacing_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -56,6 +56,10 @@ REQUIRED = ("r", "lora_alpha", "target_modules")
 LONGEST_NAME = 4096
 
 
+# The modules of a linear layer in the files: their names by position in the layer's leading axes.
+Modules = dict[tuple[int, ...], str]
+
+
 class AdapterConfig(NamedTuple):
     """The part of an ``adapter_config.json`` that decides how the adapter computes."""
 
@@ -80,7 +84,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_pa
     found = adapters(model)
     if not found:
         raise ValueError("the model has no adapters to save; save_pretrained writes the model itself.")
-    first = next(iter(found.values()))
+    first, names = next(iter(found.values())), _module_names(model)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -90,7 +94,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_pa
         "lora_alpha": int(first.alpha) if first.alpha.is_integer() else first.alpha,
         "lora_dropout": first.dropout,
         "use_rslora": first.use_rslora,
-        "target_modules": [path.rpartition(".")[2] for path in found],
+        "target_modules": _ends_of(names, found),
         "bias": "none",
         "fan_in_fan_out": False,
         "modules_to_save": None,
@@ -98,8 +102,9 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_pa
     tensors: dict[str, np.ndarray] = {}
     for path, adapter in found.items():
         for factor, stacked in (("lora_A", np.asarray(adapter.a)), ("lora_B", np.asarray(adapter.b))):
-            names = _tensor_names(model, path, factor)
-            tensors |= {name: np.ascontiguousarray(one) for name, one in zip(names, stacked)}
+            tensors |= {
+                _tensor_name(name, factor): np.ascontiguousarray(stacked[at]) for at, name in names[path].items()
+            }
     with replacing_files(user_path(folder)) as new:
         (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -120,11 +125,13 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a folder written by peft or save_adapter.")
     config = _read_config(folder)
-    targets = _targets(folder, model, config.target_modules)
-    tensors = _read_tensors(folder, model, targets, config.rank)
+    linears, names = layer_linears(model), _module_names(model)
+    targets = _targets(folder, names, config.target_modules)
+    tensors = _read_tensors(folder, {path: linears[path] for path in targets}, names, config.rank)
 
     def stacked(path: str, factor: str) -> Array:
-        return jnp.stack([tensors[name] for name in _tensor_names(model, path, factor)])
+        found = np.stack([tensors[_tensor_name(name, factor)] for name in names[path].values()])
+        return jnp.asarray(found.reshape(*linears[path].weight.shape[:-2], *found.shape[1:]))
 
     return with_adapters(
         model,
@@ -170,14 +177,25 @@ def base_of_adapter(folder: Path) -> str:
     return base
 
 
-def _module_names(model: LanguageModel, path: str) -> list[str]:
-    """A linear layer's Hugging Face names, one a decoder layer."""
-    name = model.tensor_names[f"{path}.weight"].removesuffix(".weight")
-    return [name.format(layer=layer) for layer in range(model.config.num_hidden_layers)]
+def _module_names(model: LanguageModel) -> dict[str, Modules]:
+    """The files' modules of every linear layer of the decoder layers."""
+    return {path: model.weight_map.modules(path, linear.weight.shape) for path, linear in layer_linears(model).items()}
 
 
-def _tensor_names(model: LanguageModel, path: str, factor: str) -> list[str]:
-    return [f"{PREFIX}{name}.{factor}.weight" for name in _module_names(model, path)]
+def _tensor_name(module: str, factor: str) -> str:
+    return f"{PREFIX}{module}.{factor}.weight"
+
+
+def _ends_of(names: Mapping[str, Modules], found: Collection[str]) -> list[str]:
+    """What ``target_modules`` says of the linear layers `found`: the last words of their names, or all of these where
+    another layer's name ends in the same word.
+    """
+    others = {module.rpartition(".")[2] for path in names if path not in found for module in names[path].values()}
+    ends: dict[str, None] = {}
+    for path in found:
+        words = dict.fromkeys(module.rpartition(".")[2] for module in names[path].values())
+        ends |= words if others.isdisjoint(words) else dict.fromkeys(names[path].values())
+    return list(ends)
 
 
 def _is_name(value: Any) -> bool:
@@ -226,11 +244,11 @@ def _read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(rank, float(alpha), float(dropout or 0), bool(config.get("use_rslora")), targets)
 
 
-def _targets(folder: Path, model: LanguageModel, target_modules: str | list[str]) -> dict[str, Linear]:
-    """The linear layers that ``target_modules`` names: the ends of their names or, as text, a regular expression."""
-    linears, layers = layer_linears(model), model.config.num_hidden_layers
-    names = {path: _module_names(model, path) for path in linears}
-    everything = [name for of_path in names.values() for name in of_path]
+def _targets(folder: Path, names: Mapping[str, Modules], target_modules: str | list[str]) -> list[str]:
+    """The paths of the linear layers that ``target_modules`` names: by the ends of their names or, as text, by a
+    regular expression.
+    """
+    everything = [name for modules in names.values() for name in modules.values()]
     problems: list[str] = []
     if isinstance(target_modules, str):
         try:
@@ -244,17 +262,18 @@ def _targets(folder: Path, model: LanguageModel, target_modules: str | list[str]
         problems += [
             f"target module {plain(name)} is no linear layer of the decoder layers" for name in sorted(unknown)
         ]
-    targets = {}
-    for path, linear in linears.items():
-        hits = sum(name in found for name in names[path])
+    targets = []
+    for path, modules in names.items():
+        hits = sum(name in found for name in modules.values())
         if hits:
-            targets[path] = linear
-        if 0 < hits < layers:
-            problems.append(f"{path} is adapted in {hits} of {layers} layers, not in all")
+            targets.append(path)
+        if 0 < hits < len(modules):
+            kind = "layers" if len(next(iter(modules))) < 2 else "experts of all layers"
+            problems.append(f"{path} is adapted in {hits} of {len(modules)} {kind}, not in all")
     if problems or not targets:
         raise ValueError(
             f"{folder / ADAPTER_CONFIG} has target_modules {shown(target_modules)}; adapters here sit on "
-            f"{', '.join(linears)}, each in all layers:\n  {listed(problems or ['none matches'])}"
+            f"{', '.join(names)}, each in all layers:\n  {listed(problems or ['none matches'])}"
         )
     return targets
 
@@ -266,14 +285,14 @@ def _ends(name: str) -> set[str]:
 
 
 def _read_tensors(
-    folder: Path, model: LanguageModel, targets: Mapping[str, Linear], rank: int
+    folder: Path, targets: Mapping[str, Linear], names: Mapping[str, Modules], rank: int
 ) -> dict[str, np.ndarray]:
     """The adapter's tensors, float32, read only when the file's header has all of them in the right shapes."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, linear in targets.items():
-        _, size_out, size_in = linear.weight.shape
+        size_out, size_in = linear.weight.shape[-2:]
         for factor, shape in (("lora_A", (rank, size_in)), ("lora_B", (size_out, rank))):
-            expected |= dict.fromkeys(_tensor_names(model, path, factor), shape)
+            expected |= {_tensor_name(module, factor): shape for module in names[path].values()}
     file = folder / ADAPTER_WEIGHTS
     try:
         with safe_open(str(file), framework="numpy") as opened:
