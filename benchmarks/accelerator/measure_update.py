@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +24,11 @@ from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.qwen2 import Qwen2ForCausalLM
-from easydel.ops.attention.tree_attention import tree_attention
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions, score_in_micro_batches
 from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
 
 TRACED_UPDATES = 2
-
-
-@contextlib.contextmanager
-def attention_of(variant: Variant) -> Iterator[None]:
-    """The library chooses by the device and has no option for it, so the other choice is put in its place here."""
-    if variant.own_attention:
-        yield
-    else:
-        with mock.patch("easydel.modules.decoder.tree_attention", functools.partial(tree_attention, backend="xla")):
-            yield
 
 
 def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is_traced: bool) -> dict[str, Any]:
@@ -55,9 +41,10 @@ def measure(shape_name: str, variant: Variant, pair_count: int, updates: int, is
     packed = pack(pairs, layout)
     del packed["pair_keys"]
     mesh = create_mesh((1, 1, 1, 1, 1), jax.devices()[:1])
-    with jax.set_mesh(mesh), attention_of(variant):
+    with jax.set_mesh(mesh):
         config = Qwen2ForCausalLM.read_config(shape.config)
         model = Qwen2ForCausalLM.init(config, jax.random.key(0), jnp.bfloat16).shard(mesh)
+        model = dataclasses.replace(model, attention_backend=variant.attention_backend)
         head = 2 * config.vocab_size * config.hidden_size
         flops_per_token, training_flops_per_token = model.flops_per_token, model.training_flops_per_token
         batch = put_batch(packed, mesh)

@@ -221,7 +221,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
         def attend(q, k, v, window):
             q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
-            attended = tree_attention(q, k, v, ids, AttentionOptions(window))
+            attended = tree_attention(q, k, v, ids, AttentionOptions(window), backend=self.attention_backend)
             return attended.reshape(rows * length, *attended.shape[2:]), None
 
         def one_layer(x, layer, cos, sin, window):
