@@ -1,6 +1,6 @@
 """Lazy preparation of preference data beside `datasets.map`: time to the first batch, total time, memory.
 
-    python benchmarks/lazy_data.py
+    python -m benchmarks.lazy_data
 
 Every measurement is a process of its own, which has its imports and its tokenizer before the clock starts. All of them
 shuffle, apply the chat template, tokenise prompt and completions, and make batches of 32 pairs; the peers do it with
@@ -158,10 +158,11 @@ def measure(way: str, folder: Path, whole: bool) -> dict[str, float]:
 
 
 def measured(way: str, folder: Path, whole: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", way, "--folder", str(folder)] + ["--whole"] * whole
-    # Imports are relative to the repository; a cache of the user's is neither read nor filled.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.lazy_data", "--measure", way, "--folder", str(folder)] + [
+        "--whole"
+    ] * whole
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{way} failed:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import easydel
 import easydel.trainers
-from tests.import_graph import circles, forbidden_imports, import_graph, imported_names, modules, relative_imports
+from tests.import_graph import circles, forbidden_imports, import_graph, imported_names, modules, relative_imports, room
 
 PACKAGE = Path(easydel.__file__).parent
 ROOT = PACKAGE.parent
@@ -21,7 +23,7 @@ DPO = "easydel.trainers.direct_preference_optimization_trainer"
 # Room -> the rooms it may import; everything else must not be known to it. A room is a folder, or a file that others
 # may know although they may not know its folder. The facades only pass names on.
 FACADES = {"easydel", "easydel.data", "easydel.trainers"}
-BASE = {"easydel.errors", "easydel.paths"}
+BASE = {"easydel.errors", "easydel.paths", "easydel.plain_yaml", "easydel.option_types", "easydel.options"}
 DATA = {"easydel.data.faults", "easydel.data.tree", "easydel.data.visible"}
 # The documented paths of the model and its state stand in infra, and above all that they make easy.
 MODULE = {"easydel.infra.base_module", "easydel.infra.base_state"}
@@ -34,6 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.data": set(),
     "easydel.errors": set(),
     "easydel.paths": set(),
+    "easydel.plain_yaml": set(),
+    "easydel.option_types": {"easydel.plain_yaml"},
+    "easydel.options": {"easydel.option_types"},
     "easydel.data.visible": set(),
     "easydel.data.faults": {"easydel.data.visible"},
     "easydel.data.tree": set(),
@@ -52,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.trainers": BASE | MODEL | TRAINING,
     "easydel.trainers.callbacks": BASE | MODEL | TRAINING,
     "easydel.trainers.run": BASE | MODEL | TRAINING,
-    f"{DPO}.objectives": {"easydel.trainers", DPO},
+    f"{DPO}.objectives": BASE | {"easydel.trainers", DPO},
     f"{DPO}.reference": BASE | MODEL | TRAINING | {"easydel.data.batching", DPO, f"{DPO}.objectives"},
     DPO: BASE | MODEL | TRAINING | DATA
     | {"easydel.data.sources", "easydel.data.preference", "easydel.data.batching", "easydel.inference"}
@@ -62,18 +67,20 @@ ALLOWED: dict[str, set[str]] = {
     | {DPO, f"{DPO}.reference"},
     "easydel.__main__": {"easydel.cli"},
 }  # fmt: skip
-# Imports that still lead the other way, and circles that still stand. Take out what is mended; nothing may come in.
-KNOWN_FORBIDDEN: list[str] = []
-KNOWN_CIRCLES: list[set[str]] = []
 
 
 def test_imports_point_one_way():
     inside = {module: others for module, others in GRAPH.items() if module not in FACADES}
-    assert forbidden_imports(inside, ALLOWED) == KNOWN_FORBIDDEN
+    assert forbidden_imports(inside, ALLOWED) == []
+
+
+def test_every_file_stands_in_a_room():
+    outside = {module for module in GRAPH if room(module, ALLOWED.keys()) in FACADES - {"easydel.trainers"}}
+    assert outside <= FACADES
 
 
 def test_no_import_goes_in_a_circle():
-    assert circles(GRAPH) == KNOWN_CIRCLES
+    assert circles(GRAPH) == []
 
 
 def test_every_import_names_its_module_in_full():
@@ -178,14 +185,14 @@ def called_name(call: ast.Call) -> str:
 
 
 # `os._exit` ends a child without running its parent's exit handlers; `jax._src` holds what only a GPU would answer.
-NOT_OURS = {"_exit", "_src"}
+# A named tuple's methods begin with a line to keep clear of its fields.
+NOT_OURS = {"_exit", "_src", "_asdict", "_replace"}
 # Private names that tests still read, by file. Take out what is mended; nothing may come in.
 KNOWN_PRIVATE: dict[str, set[str]] = {
     "data/batching/test_loader.py": {"_source"},
     "data/preference/test_template_budget.py": {"_make_tokenizer", "_numbers", "_process"},
     "data/sources/test_mixtures.py": {"_whose"},
     "data/sources/test_sources.py": {"_files", "_copies"},
-    "ops/attention/test_backends.py": {"_has_flash_kernels"},
     "trainers/direct_preference_optimization_trainer/reference/test_cached_reference.py": {
         "_callbacks", "_is_cached", "_reference", "_score", "_train_dataset",
     },
@@ -250,3 +257,26 @@ def test_type_checkers_see_the_names_that_load_on_first_use(module):
     (block,) = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If)]
     seen = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert set(module.__all__) == set(seen)
+
+
+def test_workflow_and_package_name_the_same_pythons():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    prefix = "Programming Language :: Python :: "
+    named = [name.removeprefix(prefix) for name in project["project"]["classifiers"] if name.startswith(prefix)]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == named
+    assert {"run": ".ci/run"} in jobs["test"]["steps"]
+
+
+def test_the_package_says_that_it_is_typed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert (PACKAGE / "py.typed").read_text() == ""
+    assert project["tool"]["setuptools"]["package-data"] == {"easydel": ["py.typed"]}
+
+
+def test_citation_changelog_and_package_name_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == easydel.__version__
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert f"## [{easydel.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from easydel.cli.failures import FailedRun, UsageError, refusing
-from easydel.cli.flags import parse_flags
+from easydel.cli.flags import Section, parse_flags
 from easydel.cli.inputs import open_mixture, open_rows, open_tokenizer
-from easydel.cli.options import Section, own_options
 from easydel.cli.request import layers, require_options
+from easydel.options import own_options
 from easydel.paths import user_path
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _open_datasets(
     run: RunOptions, config: DPOConfig, tokenizer: Any
 ) -> tuple[ShardedDataSource, dict[str, ShardedDataSource]]:
     """The training set and the evaluation sets by name, their first rows looked at."""
-    from easydel.data.batching.loader import check_first_rows
+    from easydel.data.batching.first_rows import check_first_rows
     from easydel.data.preference.transform import PreferenceTransform
 
     if isinstance(run.train_dataset, dict):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 from easydel.cli.failures import UsageError, did_you_mean
-from easydel.cli.options import Option, Section
-from easydel.cli.plain_yaml import YamlProblem, load_plain, shortened
-from easydel.cli.values import LISTS, MAPPINGS, WrongType, admits, read_value, union_members
+from easydel.option_types import Anything, Items, NamedValues, Number, Truth, WrongType
+from easydel.options import Option
+from easydel.plain_yaml import YamlProblem, load_plain, shortened
 
 EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
 # name=value, but not a path that happens to hold a "=".
 NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 # Where the value is a number, the name may be a path.
 WEIGHTED = re.compile(r"(.+)=([-+\d.eE]+)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Options that belong together in the help."""
+
+    title: str
+    options: tuple[Option, ...]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +57,7 @@ def parse_flags(
     )
     options = {option.name: option for section in sections for option in section.options}
     if positional is not None:
-        parser.add_argument(positional.name, metavar=positional.name.upper(), help=positional.help)
+        parser.add_argument(positional.name, metavar=positional.metavar, help=positional.help)
         options[positional.name] = positional
     for section in sections:
         group = parser.add_argument_group(section.title)
@@ -66,22 +75,27 @@ def parse_flags(
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     shown = "required" if option.required else f"default: {_written(option.default)}"
     settings: dict[str, Any] = {
-        "metavar": option.metavar or _metavar(option.annotation),
+        "metavar": option.metavar,
         "help": f"{option.help} ({shown})".replace("%", "%%"),
     }
-    if admits(option.annotation, bool):
+    if has_member(option, Truth):
         group.add_argument(option.flag, nargs="?", const="true", **settings)
         negated = "--no-" + option.flag.removeprefix("--")
         group.add_argument(negated, dest=option.name, action="store_const", const="false", help=argparse.SUPPRESS)
-    elif admits(option.annotation, tuple, *LISTS, *MAPPINGS):
+    elif has_member(option, Items, NamedValues):
         group.add_argument(option.flag, nargs="+", action="extend", **settings)
     else:
         group.add_argument(option.flag, **settings)
 
 
+def has_member(option: Option, *kinds: type) -> bool:
+    """Whether an option's type, or one of those that it may have, is one of these kinds."""
+    return any(isinstance(one, kinds) for one in option.type.members)
+
+
 def _value(option: Option, words: str | list[str]) -> Any:
     try:
-        return read_value(option.annotation, _raw(option, words) if isinstance(words, list) else words)
+        return option.type.read(_raw(option, words) if isinstance(words, list) else words)
     except WrongType as expected:
         written = words if isinstance(words, str) else " ".join(words)
         raise UsageError(f"{option.flag} {shortened(written)}: expected {expected}.") from None
@@ -89,11 +103,12 @@ def _value(option: Option, words: str | list[str]) -> Any:
 
 def _raw(option: Option, words: list[str]) -> Any:
     """The words of an option that takes several: a mapping if each is name=value, a list, or a single one alone."""
-    members = union_members(option.annotation)
-    read = _as_yaml if any(Any in get_args(member) for member in members) else str
-    pattern = WEIGHTED if dict[str, float] in members else NAMED
+    contents = [one.item if isinstance(one, Items) else one.value for one in option.type.members
+                if isinstance(one, (Items, NamedValues))]  # fmt: skip
+    read = _as_yaml if Anything() in contents else str
+    pattern = WEIGHTED if NamedValues(Number()) in option.type.members else NAMED
     named = {match[1]: read(match[2]) for match in map(pattern.fullmatch, words) if match}
-    if named and admits(option.annotation, *MAPPINGS):
+    if named and has_member(option, NamedValues):
         if len(named) != len(words):
             own = "number of its own, as in value=0.5" if pattern is WEIGHTED else "name of its own, as in name=value"
             raise UsageError(f"{option.flag} {' '.join(words)}: give every value a {own}.")
@@ -114,18 +129,3 @@ def _written(default: Any) -> str:
     if isinstance(default, (list, tuple)):
         return " ".join(map(str, default)) or "none"
     return str(default) if default != {} else "none"
-
-
-def _metavar(annotation: Any) -> str:
-    return "|".join(_word(member) for member in union_members(annotation) if member is not type(None))
-
-
-def _word(annotation: Any) -> str:
-    origin = get_origin(annotation) or annotation
-    if origin is Literal:
-        return "|".join(map(str, get_args(annotation)))
-    if origin in MAPPINGS:
-        return "NAME=VALUE"
-    if origin in LISTS or origin is tuple:
-        return _metavar(get_args(annotation)[0]) if get_args(annotation) else "VALUE"
-    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}.get(annotation, "VALUE")

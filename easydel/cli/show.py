@@ -9,14 +9,15 @@ from typing import Any
 
 from easydel.cli.dpo import DATA_OPTIONS, run_sections
 from easydel.cli.failures import UsageError, refusing
-from easydel.cli.flags import parse_flags
+from easydel.cli.flags import Section, parse_flags
 from easydel.cli.inputs import open_rows, open_tokenizer
-from easydel.cli.options import Option, Section, own_options
 from easydel.cli.request import layers, require_options
+from easydel.option_types import Text
+from easydel.options import Option, own_options
 
 USAGE = "easydel show FILE --model MODEL [--row N] [options]"
 DESCRIPTION = "Print one row of a data file as the trainer sees it: tokens, cuts, and what carries loss."
-FILE = Option("file", str, dataclasses.MISSING, "Data file, as for --train-dataset of easydel dpo.")
+FILE = Option("file", Text(), dataclasses.MISSING, "Data file, as for --train-dataset of easydel dpo.", "FILE")
 ROW_IS_GOOD, ROW_IS_BAD = 0, 2
 # Those of a run that matter here; the configuration file of a run can be used as it is.
 OF_THE_RUN = ("model", "chat_template", "config")

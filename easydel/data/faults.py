@@ -91,6 +91,11 @@ def empty_completion(field: str, found: str) -> BadRow:
     return BadRow(field, "empty completion", f"{found}. Give the answer's text, or remove the row.")
 
 
+def empty_prompt(found: str) -> BadRow:
+    """The fault of a prompt without text; `found` says how it is empty."""
+    return BadRow("prompt", "empty prompt", f"{found}. Give a prompt, or remove the row.")
+
+
 def unreadable(error: UnreadableRow, index: int) -> RowFault:
     """The fault of a row that a source could not read."""
     return RowFault(index, "row", "unreadable row", str(error))

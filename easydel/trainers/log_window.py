@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from easydel.trainers.field_checks import check_types
+from easydel.options import check_options
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.trainer_protocol import BatchStatistics, Metrics, NonFiniteError
 
@@ -164,7 +164,7 @@ def read_log_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
 def _read_update(entry: Any) -> Update:
     try:
         update = Update(**(entry | {"statistics": BatchStatistics(**entry["statistics"])}))
-        check_types(update.statistics)
+        check_options(update.statistics)
         numbers = [*update.metrics.values(), *update.statistics.means.values()]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"log.updates: {error}") from error

@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 from easydel.layers.name_pattern import check_pattern
-from easydel.trainers.field_checks import check_types, is_default, option_field, require
+from easydel.options import COUNT, INDEX, POSITIVE, Range, check_options, is_default, option_field, require
 
 Tracker = Literal["tensorboard"]
 # What only an adapter honours.
@@ -18,57 +18,59 @@ LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lor
 class TrainingArguments:
     """Options of a training run; ranges and combinations are checked when it is made."""
 
-    learning_rate: float = option_field(1e-6, changes="result")
+    learning_rate: float = option_field(1e-6, changes="result", within=POSITIVE)
     """Peak learning rate."""
-    total_batch_size: int = option_field(32, changes="result")
+    total_batch_size: int = option_field(32, changes="result", within=COUNT)
     """Examples of one optimiser update, over all devices and accumulation steps."""
-    gradient_accumulation_steps: int = option_field(1, changes="layout")
+    gradient_accumulation_steps: int = option_field(1, changes="layout", within=COUNT)
     """Parts an update is computed in at least, one after the other; changes memory, not results."""
     micro_batch_tokens: int | None = option_field(None, changes="layout")
     """Most tokens that go through the model at once on a device, unless one pair has more, in multiples of 128; None
     takes 2048 on CPU and 8192 elsewhere. Changes memory and speed, not results."""
-    eval_batch_size: int | None = option_field(None, changes="session")
+    eval_batch_size: int | None = option_field(None, changes="session", within=COUNT)
     """Examples of one evaluation batch; None takes total_batch_size."""
-    num_train_epochs: int = option_field(1, changes="result")
+    num_train_epochs: int = option_field(1, changes="result", within=COUNT)
     """Most passes over the training data."""
-    max_training_steps: int | None = option_field(None, changes="result")
+    max_training_steps: int | None = option_field(None, changes="result", within=COUNT)
     """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
 
     optimizer: Literal["adamw", "lion", "adafactor"] = option_field("adamw", changes="result")
     """Optimiser, from optax; adafactor keeps next to no state."""
     scheduler: Literal["constant", "linear", "cosine"] = option_field("linear", changes="result")
     """Learning rate after warm-up: constant, or down to zero at the last step."""
-    warmup_steps: int = option_field(0, changes="result")
+    warmup_steps: int = option_field(0, changes="result", within=INDEX)
     """Updates over which the learning rate rises from zero."""
-    warmup_ratio: float = option_field(0.0, changes="result")
+    warmup_ratio: float = option_field(0.0, changes="result", within=Range("a share", least=0, below=1))
     """The same as a share of all updates; give one of the two."""
-    weight_decay: float = option_field(0.01, changes="result")
+    weight_decay: float = option_field(0.01, changes="result", within=Range(least=0))
     """Decoupled weight decay, on weight matrices; norms and biases have none."""
-    clip_grad: float | None = option_field(1.0, changes="result")
+    clip_grad: float | None = option_field(1.0, changes="result", within=POSITIVE)
     """Largest global norm of the gradient; None does not clip."""
     extra_optimizer_kwargs: dict[str, Any] = option_field(factory=dict, changes="result")
     """More arguments of the optimiser, e.g. b1, b2, eps, or mu_dtype=bfloat16 for half-size first moments."""
 
     shuffle_train_dataset: bool = option_field(True, changes="result")
     """A different order of rows each epoch; False keeps the file's order."""
-    shuffle_seed_train: int = option_field(64871, changes="result")
+    shuffle_seed_train: int = option_field(
+        64871, changes="result", within=Range("a whole number", least=0, most=2**32 - 1)
+    )
     """Seed of that order."""
-    shuffle_buffer_size: int = option_field(10_000, changes="result")
+    shuffle_buffer_size: int = option_field(10_000, changes="result", within=COUNT)
     """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
-    max_dropped_share: float = option_field(0.05, changes="result")
+    max_dropped_share: float = option_field(0.05, changes="result", within=Range("a share", least=0, most=1))
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
 
-    lora_rank: int | None = option_field(None, changes="result")
+    lora_rank: int | None = option_field(None, changes="result", within=COUNT)
     """Train low-rank adapters of this rank and leave the weights as they are (LoRA); none trains all weights."""
-    lora_alpha: float | None = option_field(None, changes="result")
+    lora_alpha: float | None = option_field(None, changes="result", within=POSITIVE)
     """The adapters' output is scaled by lora_alpha / lora_rank; none takes twice the rank."""
-    lora_dropout: float = option_field(0.0, changes="result")
+    lora_dropout: float = option_field(0.0, changes="result", within=Range("a share", least=0, below=1))
     """Share of an adapter's inputs that a training step leaves out."""
     lora_pattern: str | None = option_field(None, changes="result")
     """Layers that get adapters, a regular expression such as "q_proj|v_proj"; none takes all of the decoder layers."""
     use_rslora: bool = option_field(False, changes="result")
     """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
-    lora_seed: int = option_field(0, changes="result")
+    lora_seed: int = option_field(0, changes="result", within=INDEX)
     """Seed of the adapters' start and of their dropout."""
     quantize_base: Literal["int8"] | None = option_field(None, changes="result")
     """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
@@ -76,20 +78,22 @@ class TrainingArguments:
     gradient_checkpointing: bool = option_field(True, changes="session")
     """Keep each layer's input and its attention's result, and rebuild the rest in the backward pass. Without it all
     matrix products are kept: less arithmetic, several times the activations."""
-    max_nonfinite_steps: int = option_field(3, changes="session")
+    max_nonfinite_steps: int = option_field(3, changes="session", within=COUNT)
     """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
 
     do_eval: bool | None = option_field(None, changes="session")
     """Evaluate before the first step, on schedule and at the end; None does so when there is an evaluation set."""
-    evaluation_steps: int | None = option_field(None, changes="session")
+    evaluation_steps: int | None = option_field(None, changes="session", within=COUNT)
     """Also evaluate every so many updates."""
-    log_steps: int = option_field(1, changes="session")
+    log_steps: int = option_field(1, changes="session", within=COUNT)
     """Updates of one line in the log."""
     best_metric: str | None = option_field(None, changes="session")
     """Metric of the evaluations that marks the best checkpoint, e.g. eval/loss; what ends in loss is better low."""
-    early_stopping_patience: int | None = option_field(None, changes="session")
+    early_stopping_patience: int | None = option_field(None, changes="session", within=COUNT)
     """End the run after this many evaluations in a row without a better best_metric."""
-    max_training_seconds: float | None = option_field(None, changes="session")
+    max_training_seconds: float | None = option_field(
+        None, changes="session", within=Range("a number of seconds", above=0)
+    )
     """End the run after this time, with the evaluation and, where save_steps is set, the checkpoint of its end."""
     report_to: tuple[Tracker, ...] = option_field((), changes="session")
     """Trackers besides metrics.jsonl."""
@@ -99,49 +103,18 @@ class TrainingArguments:
     """Where run folders go; None writes no files."""
     model_name: str = option_field("dpo", changes="session")
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
-    save_steps: int | None = option_field(None, changes="session")
+    save_steps: int | None = option_field(None, changes="session", within=COUNT)
     """Write a checkpoint every so many updates and at the end; None only when the run is interrupted or fails."""
-    save_total_limit: int | None = option_field(None, changes="session")
+    save_total_limit: int | None = option_field(None, changes="session", within=COUNT)
     """Keep this many of the latest checkpoints, and the best; None keeps all."""
     resume_from_checkpoint: str | None = option_field(None, changes="session")
     """Go on from a checkpoint: latest, a run folder or a checkpoint folder; latest starts anew where there is none."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for field in (
-            "total_batch_size",
-            "gradient_accumulation_steps",
-            "num_train_epochs",
-            "log_steps",
-            "max_nonfinite_steps",
-            "shuffle_buffer_size",
-        ):
-            require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
+        check_options(self)
         tokens = self.micro_batch_tokens
         expected = "None or a multiple of 128 above 0"
         require(tokens is None or (tokens > 0 and tokens % 128 == 0), "micro_batch_tokens", tokens, expected)
-        for field in (
-            "eval_batch_size",
-            "max_training_steps",
-            "evaluation_steps",
-            "early_stopping_patience",
-            "save_steps",
-            "save_total_limit",
-        ):
-            value = getattr(self, field)
-            require(value is None or value >= 1, field, value, "None or a whole number of at least 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
-        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", self.clip_grad, "None or a number above 0")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "a whole number of at least 0")
-        require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a share from 0 to below 1")
-        require(0 <= self.max_dropped_share <= 1, "max_dropped_share", self.max_dropped_share, "a share from 0 to 1")
-        require(
-            0 <= self.shuffle_seed_train < 2**32,
-            "shuffle_seed_train",
-            self.shuffle_seed_train,
-            "a whole number from 0 to 4294967295",
-        )
         self._check_shuffling()
         is_name = self.model_name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", self.model_name)
         require(is_name, "model_name", self.model_name, "the name of a folder in save_directory")
@@ -177,8 +150,6 @@ class TrainingArguments:
 
     def _check_checkpoints(self) -> None:
         """That checkpoints, the best of them and early stopping have what they need."""
-        seconds = self.max_training_seconds
-        require(seconds is None or seconds > 0, "max_training_seconds", seconds, "None or a number of seconds above 0")
         for field in ("save_steps", "resume_from_checkpoint"):
             if getattr(self, field) is not None and self.save_directory is None:
                 raise ValueError(
@@ -236,16 +207,11 @@ class TrainingArguments:
             )
 
     def _check_lora(self) -> None:
-        rank, alpha = self.lora_rank, self.lora_alpha
-        require(rank is None or rank >= 1, "lora_rank", rank, "None or a whole number of at least 1")
-        require(alpha is None or alpha > 0, "lora_alpha", alpha, "None or a number above 0")
-        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
-        require(self.lora_seed >= 0, "lora_seed", self.lora_seed, "a whole number of at least 0")
         try:
             check_pattern(self.lora_pattern or "")
         except ValueError as error:
             raise ValueError(f"lora_pattern: {error}") from error
-        if rank is not None:
+        if self.lora_rank is not None:
             return
         for field in dataclasses.fields(self):
             if field.name in LORA_OPTIONS and not is_default(self, field.name):

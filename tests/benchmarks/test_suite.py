@@ -8,13 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.suite.agreement import disagreements, failures, hold_ups
-from benchmarks.suite.arithmetic import forward_flops, update_flops
-from benchmarks.suite.made import as_text, made_row, tokenizer_of_ids
-from benchmarks.suite.result_tables import generated_table, headline_table
-from benchmarks.suite.rows import TextRow, choose, render, write_rows
-from benchmarks.suite.summary import spread, steady_updates
-from benchmarks.write_tables import PAGES, PLACE, RESULTS, with_tables
+from benchmarks.arithmetic import forward_flops, update_flops
+from benchmarks.checks import disagreements, failures, hold_ups
+from benchmarks.harness import RESULTS
+from benchmarks.made import as_text, made_row, tokenizer_of_ids
+from benchmarks.rows import TextRow, choose, render, write_rows
+from benchmarks.summary import spread, steady_updates
+from benchmarks.tables import PAGES, PLACE, generated_table, headline_table, with_tables
 from easydel.data import PreferenceTransform
 from easydel.data.batching.packing import PackingLayout, pack
 from easydel.data.tree import PreferencePair

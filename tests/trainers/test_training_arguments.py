@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from easydel import DPOConfig
-from easydel.trainers.field_checks import Changes
+from easydel.options import Changes
 from easydel.trainers.run.identity import options_of_result
 
 

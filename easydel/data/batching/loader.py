@@ -1,27 +1,83 @@
-"""Rows in an order, transformed on threads, in batches of consecutive good rows: a Grain pipeline."""
+"""Load batches of consecutive good rows, in an order that can be resumed; rows are transformed ahead, on threads."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grain
 
-from easydel.data.batching.ahead import MapAhead
-from easydel.data.batching.identity import data_identity
-from easydel.data.batching.outcomes import GoodPairs, Outcome, Transform
+from easydel.data.batching.first_rows import data_identity, readable_rows
 from easydel.data.batching.packing import Batch
-from easydel.data.batching.stream import StreamedRow, stream_rows
-from easydel.data.faults import MINIMUM_ROWS_TO_JUDGE, DataError, FaultTally, RowFault, UnreadableRow, unreadable
-from easydel.data.sources.base import Row, ShardedDataSource
+from easydel.data.batching.stream import MapAhead, StreamedRow, stream_rows
+from easydel.data.faults import DataError, FaultTally, RowFault, UnreadableRow, unreadable
+from easydel.data.preference.transform import Transform
+from easydel.data.sources.base import ShardedDataSource
 from easydel.data.tree import PreferencePair
 
 # Rows are transformed this many batches ahead of the one being packed, on this many threads.
 ROWS_AHEAD_IN_BATCHES = 2
 THREADS = 4
 PACKED_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one row.
+
+    Attributes:
+      result: the pair, or what is wrong with the row.
+      epoch: how many times the data was read to its end before.
+      location: of a row that is bad, such as "train.jsonl, row 812".
+    """
+
+    result: PreferencePair | RowFault
+    epoch: int
+    location: str = ""
+
+
+class _GoodPairs(grain.IterDataset):
+    """The good pairs of a dataset of outcomes, in order; every outcome that goes by is counted in `tally`.
+
+    The counts belong to the iterator's state, so that they continue with it.
+    """
+
+    def __init__(self, outcomes: grain.IterDataset, tally: FaultTally):
+        super().__init__(outcomes)
+        self._tally = tally
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _GoodPairsIterator(iter(self._parent), self._tally)
+
+    def __str__(self) -> str:
+        return "GoodPairs"
+
+
+class _GoodPairsIterator(grain.DatasetIterator):
+    def __init__(self, outcomes: grain.DatasetIterator, tally: FaultTally):
+        super().__init__(outcomes)
+        self._tally = tally
+
+    def __next__(self) -> PreferencePair:
+        while True:
+            outcome: _Outcome = next(self._parent)
+            if not isinstance(outcome.result, RowFault):
+                self._tally.record_good(outcome.epoch)
+                return outcome.result
+            self._tally.record(outcome.result, outcome.location, outcome.epoch)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"rows": self._parent.get_state(), "tally": self._tally.state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["rows"])
+        self._tally.restore(state["tally"])
+
+    def __str__(self) -> str:
+        return "GoodPairsIterator"
 
 
 class BatchIterator(Iterator[Batch]):
@@ -93,9 +149,14 @@ class PreferenceLoader:
       tally: rows that the latest pass has seen so far, up to its latest batch.
 
     Example:
-      >>> batches = loader.iterate()  # doctest: +SKIP
-      >>> first, position = next(batches), batches.position()  # doctest: +SKIP
-      >>> second = next(loader.iterate(position))  # doctest: +SKIP
+      >>> transform = PreferenceTransform(tokenizer)
+      >>> loader = PreferenceLoader(
+      ...     open_source("train.jsonl"), transform, lambda pairs: {"pairs": pairs}, batch_size=4, max_dropped_share=0.0
+      ... )
+      >>> batches = loader.iterate()
+      >>> first, position = next(batches), batches.position()
+      >>> [pair.index for pair in next(loader.iterate(position))["pairs"]]
+      [4, 5]
     """
 
     def __init__(
@@ -183,7 +244,7 @@ class PreferenceLoader:
         }
 
     def _pipeline(self, tally: FaultTally) -> grain.IterDataset:
-        pairs = GoodPairs(self._outcomes(), tally)
+        pairs = _GoodPairs(self._outcomes(), tally)
         batches = pairs.batch(self._batch_size, batch_fn=self._collate)
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=PACKED_BATCHES_AHEAD)
 
@@ -207,7 +268,7 @@ class PreferenceLoader:
         )
         return outcomes.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=rows_ahead))
 
-    def _outcome(self, epoch: int, index: int) -> Outcome:
+    def _outcome(self, epoch: int, index: int) -> _Outcome:
         """A row that is fetched by number."""
         try:
             result = self._transform(self._source[index], index)
@@ -216,60 +277,12 @@ class PreferenceLoader:
         except Exception as error:
             error.add_note(f"while reading {self._source.locate(index)}")
             raise
-        return Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
+        return _Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
 
-    def _streamed_outcome(self, row: StreamedRow) -> Outcome:
+    def _streamed_outcome(self, row: StreamedRow) -> _Outcome:
         if isinstance(row.content, UnreadableRow):
             result: PreferencePair | RowFault = unreadable(row.content, row.number)
         else:
             result = self._transform(row.content, row.number)
         is_bad = isinstance(result, RowFault)
-        return Outcome(result, row.epoch, self._source.locate_in(row.shard, row.row) if is_bad else "")
-
-
-def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
-    """A source's rows without those that cannot be read; these are counted when their turn comes."""
-    rows = iter(source)
-    while True:
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except UnreadableRow:
-            continue
-
-
-def check_first_rows(
-    source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = 16
-) -> list[PreferencePair]:
-    """Look at a few rows before anything expensive starts, at all of them where they are few: the good ones' pairs.
-
-    Raises:
-      DataError: there are no rows, they show a structural fault, none is good, all have weight 0, or a small set has
-        too many bad ones.
-    """
-    is_whole = source.has_random_access and len(source) <= MINIMUM_ROWS_TO_JUDGE
-    tally = FaultTally(max_dropped_share if is_whole else 1.0)
-    first, pairs = iter(source), []
-    for index in range(len(source) if is_whole else rows):
-        try:
-            result = transform(next(first), index)
-        except StopIteration:
-            break
-        except UnreadableRow as error:
-            result = unreadable(error, index)
-        if isinstance(result, RowFault):
-            tally.record(result, source.locate(index))
-        else:
-            tally.record_good()
-            pairs.append(result)
-    if tally.rows_seen == 0:
-        raise DataError("the data holds no rows.")
-    tally.check(final=True)
-    if all(pair.weight == 0 for pair in pairs):
-        which = "every good row" if is_whole else f"each of the first {len(pairs)} good rows"
-        raise DataError(
-            f'{source.locate(pairs[0].index)}: "weight" is 0, as in {which}, so that nothing is trained. Give weights '
-            'above 0, drop the column, or leave such rows out: source.filter(lambda row: float(row["weight"]) > 0).'
-        )
-    return pairs
+        return _Outcome(result, row.epoch, self._source.locate_in(row.shard, row.row) if is_bad else "")

@@ -1,4 +1,4 @@
-"""The columns of a row: which are there, what kind they hold, and the optional ones."""
+"""Read the columns of a row: which are there, and what the optional ones say."""
 
 from __future__ import annotations
 
@@ -10,35 +10,83 @@ from typing import Any, NoReturn
 import numpy as np
 
 from easydel.data.faults import BadRow, describe, in_quotes
-from easydel.data.preference.context import CONTEXT_COLUMNS
-from easydel.data.preference.messages import MEDIA, is_list
-from easydel.data.preference.nested import is_given, read_json_text, without_nulls
+from easydel.data.preference.json_values import is_given, read_json_text, without_nulls
+from easydel.data.preference.messages import MEDIA
+from easydel.data.preference.tools import read_tools
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 ID_FIELDS = tuple(f"{field}_ids" for field in PAIR_FIELDS)
-OPTION_COLUMNS = ("tools", "chat_template_kwargs", "weight", "ref_chosen_logps", "ref_rejected_logps")
-READ_COLUMNS = frozenset({*PAIR_FIELDS, *OPTION_COLUMNS, *CONTEXT_COLUMNS, *MEDIA})
+NUMBER_COLUMNS = ("weight", "ref_chosen_logps", "ref_rejected_logps")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+CONTEXT_COLUMNS = (*SYSTEM_COLUMNS, "history", "documents")
+READ_COLUMNS = frozenset({*PAIR_FIELDS, *TEMPLATE_COLUMNS, *NUMBER_COLUMNS, *CONTEXT_COLUMNS, *MEDIA})
 
 LARGEST_FLOAT32, SMALLEST_FLOAT32 = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 # Names other data sets use for these columns; only ever suggested, never read.
-OTHER_NAMES = {
+NAMES_OF_PAIR_FIELDS = {
     "prompt": ("question", "instruction", "query", "input", "user", "context", "messages", "conversations"),
     "chosen": ("preferred", "winner", "win", "better", "accepted", "response_chosen", "chosen_response", "positive"),
     "rejected": ("dispreferred", "loser", "lose", "worse", "response_rejected", "rejected_response", "negative"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """The options that a row may bring beside its pair; `own_tools` are those of `tools` that the row itself brings."""
+NAMES_OF_CONTEXT = {
+    "functions": "tools",
+    "chat_history": "history",
+    "conversation_history": "history",
+    "sys_prompt": "system",
+    "system_instruction": "system",
+    "system_msg": "system",
+}
 
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a row holds, before anything is made of it.
+
+    Attributes:
+      row: all of its columns.
+      values: those of `PAIR_FIELDS`; the prompt is None where the row leaves it implicit.
+      numbers: those of `NUMBER_COLUMNS`, in the names of `PreferencePair`.
+      tools: what the chat template is given; `own_tools` are those that the row itself brings.
+      chat_template_kwargs: what the chat template is given besides.
+    """
+
+    row: Mapping[str, Any]
+    values: dict[str, Any]
+    numbers: dict[str, Any]
     tools: list[Any] | None
     own_tools: list[Any]
     chat_template_kwargs: Mapping[str, Any]
-    weight: float
-    ref_chosen_logps: float | None
-    ref_rejected_logps: float | None
+
+
+def read_columns(
+    row: Mapping[str, Any], tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any] | None
+) -> Columns:
+    """The columns of a row; its own tools win over `tools`, its template arguments key by key.
+
+    Raises:
+      BadRow: "wrong type", "bad value", "missing value", "missing column" (structural), or "unused column" for media
+        and for a column of context under another name.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("row", "wrong type", f"the row is {describe(row)}, expected a mapping from column to value.")
+    given = _json_column(row, "tools", list)
+    own_tools = None if given is None else read_tools(given)
+    own_kwargs = _json_column(row, "chat_template_kwargs", Mapping) or {}
+    numbers = _read_numbers(row)
+    _refuse_media(row)
+    _refuse_other_names(row)
+    return Columns(
+        row=row,
+        values=_read_pair_fields(row),
+        numbers=numbers,
+        tools=(tools if own_tools is None else own_tools) or None,
+        own_tools=own_tools or [],
+        chat_template_kwargs={**(chat_template_kwargs or {}), **own_kwargs},
+    )
 
 
 def unread_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -51,7 +99,7 @@ def unread_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(names)
 
 
-def read_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+def _read_pair_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The values of prompt, chosen and rejected; the prompt is None where the row leaves it implicit.
 
     Where a row has `prompt_ids`, `chosen_ids` and `rejected_ids`, those are taken.
@@ -110,67 +158,41 @@ def _missing_column(field: str, row: Mapping[str, Any], also: str = "") -> BadRo
 
 def _suggestion(field: str, row: Mapping[str, Any]) -> str | None:
     by_lower = {str(name).lower(): str(name) for name in row if name not in PAIR_FIELDS}
-    known = next((name for name in OTHER_NAMES[field] if name in by_lower), None)
+    known = next((name for name in NAMES_OF_PAIR_FIELDS[field] if name in by_lower), None)
     close = known or next(iter(get_close_matches(field, by_lower, n=1, cutoff=0.75)), None)
     return by_lower[close] if close is not None else None
 
 
-def is_token_ids(value: object) -> bool:
-    """Whether a value is a non-empty list or array of integers."""
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0 and np.issubdtype(value.dtype, np.integer) and value.size > 0
-    return is_list(value) and len(value) > 0 and isinstance(value[0], (int, np.integer))
+def _refuse_media(row: Mapping[str, Any]) -> None:
+    """Raise `BadRow` for a row with images, sound or video: only text is trained on."""
+    for column in MEDIA:
+        if column in row and is_given(row[column]):
+            raise BadRow(
+                column,
+                "unused column",
+                f'"{column}" is {describe(row[column])}, but only text can be trained on. Remove these rows, or '
+                "empty the column where the text stands without it.",
+            )
 
 
-def read_token_ids(value: object, field: str, vocabulary_size: int) -> np.ndarray:
-    """Token ids as int32 [tokens].
-
-    Raises:
-      BadRow: "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the vocabulary.
-    """
-    if value is None:
-        raise BadRow(
-            field, "missing value", f'"{field}" is None, but token-id rows need all three columns. Fill it in.'
-        )
-    if not is_list(value):
-        raise BadRow(
-            field,
-            "wrong type",
-            f'"{field}" is {describe(value)}, but another column holds token ids. Give all three as token ids.',
-        )
-    if len(value) == 0:
-        raise BadRow(
-            field,
-            "empty prompt" if field == "prompt" else "empty completion",
-            f'"{field}" holds no token ids, expected at least one.',
-        )
-    try:
-        ids = np.asarray(value)
-    except ValueError:  # lists of unequal length
-        ids = np.empty((0, 0))
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected one flat list of token ids.')
-    if ids.min() < 0 or ids.max() >= vocabulary_size:
-        outside = ids[(ids < 0) | (ids >= vocabulary_size)][0]
-        raise BadRow(
-            field,
-            "bad value",
-            f'"{field}" holds the token id {outside}, outside the tokenizer\'s 0 to {vocabulary_size - 1}. '
-            "Use the tokenizer that made these ids.",
-        )
-    return ids.astype(np.int32)
+def _refuse_other_names(row: Mapping[str, Any]) -> None:
+    """Raise `BadRow` for a column of context under another name, which would be lost; letter case counts as one."""
+    for column in row:
+        if not isinstance(column, str) or column in CONTEXT_COLUMNS:
+            continue
+        lower = column.lower()
+        name = lower if lower in CONTEXT_COLUMNS else NAMES_OF_CONTEXT.get(lower)
+        if name is not None and is_given(row[column]):
+            raise BadRow(
+                column,
+                "unused column",
+                f'"{column}" is {describe(row[column])}, but that is read from "{name}". Rename it: '
+                f'source.rename_fields({{{in_quotes([column])}: "{name}"}}), or remove it.',
+            )
 
 
-def read_options(
-    row: Mapping[str, Any], tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any] | None
-) -> RowOptions:
-    """The optional columns; the row's own tools win over `tools`, its template arguments key by key.
-
-    Raises:
-      BadRow: "wrong type" or "bad value".
-    """
-    own_tools = _tools(row)
-    own_kwargs = _json_column(row, "chat_template_kwargs", Mapping) or {}
+def _read_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of `NUMBER_COLUMNS`, each a number that float32 can hold."""
     weight = _number(row, "weight")
     if weight is not None and weight < 0:
         raise BadRow("weight", "bad value", f'"weight" is {weight}, expected a number from 0 up.')
@@ -184,46 +206,7 @@ def read_options(
         raise BadRow(
             absent, "missing value", f'the row gives only one reference log-prob; fill in "{absent}" or remove both.'
         )
-    return RowOptions(
-        tools=(tools if own_tools is None else own_tools) or None,
-        own_tools=own_tools or [],
-        chat_template_kwargs={**(chat_template_kwargs or {}), **own_kwargs},
-        weight=1.0 if weight is None else weight,
-        ref_chosen_logps=chosen,
-        ref_rejected_logps=rejected,
-    )
-
-
-def _tools(row: Mapping[str, Any]) -> list[Any] | None:
-    """The row's tools as mappings; a tool, or its parameters, may be JSON text."""
-    tools = _json_column(row, "tools", list)
-    return None if tools is None else [_named_tool(tool, f"tool {number}") for number, tool in enumerate(tools)]
-
-
-def _named_tool(tool: Any, where: str) -> dict[str, Any]:
-    tool = _tool(tool, where)
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name", tool.get("name")), str):
-        raise BadRow("tools", "missing value", f'{where} has no name: {describe(tool)}. Give each tool a "name".')
-    return tool
-
-
-def _tool(tool: Any, where: str) -> dict[str, Any]:
-    if isinstance(tool, str):
-        tool = read_json_text(tool, "tools", where)
-    if not isinstance(tool, Mapping):
-        raise BadRow("tools", "wrong type", f"{where} is {describe(tool)}, expected a mapping or its JSON text.")
-    tool = dict(tool)
-    if isinstance(tool.get("function"), Mapping | str):
-        tool["function"] = _tool(tool["function"], f'"function" of {where}')
-    if isinstance(tool.get("parameters"), str):
-        parameters = read_json_text(tool["parameters"], "tools", f'"parameters" of {where}')
-        if not isinstance(parameters, Mapping):
-            raise BadRow(
-                "tools", "wrong type", f'"parameters" of {where} is {describe(parameters)}, expected a mapping.'
-            )
-        tool["parameters"] = parameters
-    return tool
+    return {"weight": 1.0 if weight is None else weight, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
 
 def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:

@@ -1,4 +1,4 @@
-"""Chat messages in the OpenAI and ShareGPT spellings, brought to one form: `{"role", "content", ...}`."""
+"""Read chat messages, in the OpenAI or ShareGPT spelling or as JSON text, into `{"role", "content", ...}`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
-import numpy as np
-
 from easydel.data.faults import BadRow, describe, in_quotes
-from easydel.data.preference.nested import is_given, read_json_text, without_nulls
+from easydel.data.preference.json_values import is_given, is_list, read_json_text, without_nulls
+from easydel.data.preference.tools import calls_in_text, read_call, read_tool_calls
 
 Message: TypeAlias = dict[str, Any]
 
@@ -42,15 +41,13 @@ SYSTEM_ROLES = ("system", "developer")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Names under which columns, messages and content parts hold what is not text.
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio", "media", "pixel_values")
-# Other names for the arguments of a call, which would otherwise be taken for a call without any.
-ARGUMENTS_BY_OTHER_NAMES = ("parameters", "args", "kwargs", "input")
-
 _PARTS_IN_TEXT = re.compile(r'\s*\[\s*\{\s*"(?:type|text|image|image_url)"')
-
-
-def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a sequence of things, rather than text: a list, a tuple or a numpy array."""
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+_NAMES = "|".join({*OPENAI_ROLES, *SHAREGPT_ROLES})
+_OPENING = re.compile(r"""\s*["']?\s*(?:(?:np\.)?array\(\s*)?\[?\s*\{""")
+_ROLE = re.compile(rf"""(\\?["'])(?:role|from)\1\s*:\s*\\?(["'])(?:(?P<known>{_NAMES})\b|\w+\\?\2)""")
+_CONTENT = re.compile(r"""(\\?["'])(?:content|value|tool_calls)\1\s*:""")
+# What is looked at to tell whether a text that cannot be read was meant as messages.
+_HEAD = 2000
 
 
 def is_message_list(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
@@ -69,6 +66,25 @@ def normalise_messages(value: Sequence[Mapping[str, Any]], field: str, *, nulls_
       BadRow: "unknown role", "missing value", "wrong type" or "bad value", naming the message by its number, from 0.
     """
     return [_normalise(message, field, number, nulls_are_own) for number, message in enumerate(value)]
+
+
+def read_messages(value: Any, field: str) -> list[Message] | None:
+    """The messages of a column, also where it holds them as JSON text; None where it holds something else.
+
+    Raises:
+      BadRow: as `normalise_messages`; "bad value" for text that looks like messages and cannot be read as such.
+
+    Example:
+      >>> read_messages('[{"from": "human", "value": "Hi"}]', "prompt")
+      [{'role': 'user', 'content': 'Hi'}]
+      >>> read_messages("Hi", "prompt") is None
+      True
+    """
+    if is_message_list(value):
+        return normalise_messages(value, field)
+    if isinstance(value, str) and (found := _read_message_text(value, field)) is not None:
+        return normalise_messages(found, field, nulls_are_own=True)
+    return None
 
 
 def role_of(speaker: object) -> str | None:
@@ -91,12 +107,6 @@ def what_is_said(message: Message) -> tuple[object, ...]:
 def begins_with(messages: Sequence[Message], said: Sequence[tuple[object, ...]]) -> bool:
     """True where the first turns say what `said` has of each turn; see `what_is_said`."""
     return [what_is_said(message) for message in messages[: len(said)]] == list(said)
-
-
-def read_call(call: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Name and arguments of a normalised tool call."""
-    function = call.get("function", call)
-    return function["name"], function["arguments"]
 
 
 def _normalise(message: Mapping[str, Any], field: str, number: int, nulls_are_own: bool) -> Message:
@@ -131,7 +141,7 @@ def _normalise(message: Mapping[str, Any], field: str, number: int, nulls_are_ow
         kept = _normalise_others(kept, field, where, nulls_are_own)
     # An assistant that only calls tools has no content in OpenAI's format.
     kept["content"] = "" if text is None and "tool_calls" in kept else _text(text, field, where, content_key)
-    if speaker in TOOL_CALL_ROLES and (calls := _calls_in_text(kept["content"], field, where)):
+    if speaker in TOOL_CALL_ROLES and (calls := calls_in_text(kept["content"], field, where)):
         kept |= {"content": "", "tool_calls": calls}
     return kept
 
@@ -147,71 +157,12 @@ def _normalise_others(kept: Message, field: str, where: str, nulls_are_own: bool
         if key in kept:
             kept[key] = _text(kept[key], field, where, key)
     if "tool_calls" in kept:
-        kept["tool_calls"] = _tool_calls(kept["tool_calls"], field, where)
+        kept["tool_calls"] = read_tool_calls(kept["tool_calls"], field, where)
     elif kept["role"] == "assistant" and is_given(kept.get("function_call")):  # OpenAI's former spelling
-        kept["tool_calls"] = _tool_calls([{"function": kept.pop("function_call")}], field, where)
+        kept["tool_calls"] = read_tool_calls([{"function": kept.pop("function_call")}], field, where)
     if not kept.get("tool_calls"):
         kept.pop("tool_calls", None)
     return kept
-
-
-def _tool_calls(calls: object, field: str, where: str) -> list[Message]:
-    if isinstance(calls, str):
-        calls = read_json_text(calls, field, f'"tool_calls" of {where}') if is_given(calls) else []
-    if calls is None:
-        return []
-    if not is_list(calls):
-        raise BadRow(field, "wrong type", f'{where} has {describe(calls)} as "tool_calls", expected a list of calls.')
-    return [_call(call, field, f"tool call {number} of {where}") for number, call in enumerate(calls)]
-
-
-def _call(call: object, field: str, where: str) -> Message:
-    """A call with its arguments as a mapping, in the shape it came in: with "function" or without."""
-    if isinstance(call, str):
-        call = read_json_text(call, field, where)
-    if not isinstance(call, Mapping):
-        raise BadRow(field, "wrong type", f'{where} is {describe(call)}, expected a mapping with "function".')
-    function = call.get("function")
-    if isinstance(function, str) and function.lstrip().startswith("{"):
-        function = read_json_text(function, field, f'"function" of {where}')
-    if isinstance(function, Mapping):
-        return {"type": "function", **call, "function": _function(function, field, where)}
-    return _function(call, field, where)
-
-
-def _function(function: Mapping[str, Any], field: str, where: str) -> Message:
-    name, arguments = function.get("name"), function.get("arguments")
-    if not isinstance(name, str) or not name.strip():
-        raise BadRow(
-            field, "missing value", f'{where} has {describe(name)} as "name", expected the name of a function.'
-        )
-    if arguments is None:
-        for key in ARGUMENTS_BY_OTHER_NAMES:
-            if is_given(function.get(key)):
-                raise BadRow(field, "missing value", f'{where} has "{key}" but no "arguments". Rename it.')
-    # A function without arguments is called with none, with {} and with "".
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}
-    elif isinstance(arguments, str):
-        arguments = read_json_text(arguments, field, f'"arguments" of {where}')
-    if not isinstance(arguments, Mapping):
-        raise BadRow(
-            field,
-            "wrong type",
-            f'{where} has {describe(arguments)} as "arguments", expected a mapping or its JSON text.',
-        )
-    return {**function, "arguments": arguments}
-
-
-def _calls_in_text(text: str, field: str, where: str) -> list[Message]:
-    """ShareGPT's `{"name": ..., "arguments": ...}`, or a list of these, as tool calls; none where it is other words."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return []
-    value = read_json_text(text, field, where)
-    calls = value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
-        return []
-    return [{"type": "function", "function": _function(call, field, where)} for call in calls]
 
 
 def _text(content: object, field: str, where: str, key: str) -> str:
@@ -260,3 +211,56 @@ def _part_text(part: object, field: str, where: str) -> str:
 
 def _unknown_role(field: str, where: str, role: object, known: Sequence[str]) -> BadRow:
     return BadRow(field, "unknown role", f"{where} has the role {describe(role)}, expected one of {', '.join(known)}.")
+
+
+def _read_message_text(text: str, field: str) -> Sequence[Mapping[str, Any]] | None:
+    """The messages of a JSON text; None where the text is only text, even one that begins with a bracket.
+
+    Raises:
+      BadRow: "bad value" where it looks like messages and cannot be read: cut off, a list as Python prints it, JSON
+        inside JSON, or one message without a list.
+    """
+    if not _OPENING.match(text):
+        return None
+    role = _ROLE.search(text[:_HEAD])
+    looks_like_messages = role is not None and (role["known"] is not None or _CONTENT.search(text[:_HEAD]) is not None)
+    if text.lstrip()[0] == "[" and (looks_like_messages or "role" in text or "value" in text):
+        try:
+            value = read_json_text(text, field, f'"{field}"')
+        except BadRow:
+            if not looks_like_messages:
+                return None
+            raise _unfit(text, field) from None
+        return value if is_message_list(value) and any(map(_is_message, value)) else None
+    if looks_like_messages and _is_whole(text):
+        raise _unfit(text, field)
+    return None
+
+
+def _is_message(entry: object) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
+    return (
+        role_of(entry.get("role")) is not None
+        or {"role", "content"} <= entry.keys()
+        or {"from", "value"} <= entry.keys()
+    )
+
+
+def _is_whole(text: str) -> bool:
+    """True where the structure goes on to the end of the text, rather than being quoted at its beginning."""
+    return text.rstrip()[-1] in "]})\"'"
+
+
+def _unfit(text: str, field: str) -> BadRow:
+    how = (
+        "as Python prints it" if re.search(r"""[{,]\s*'""", text[:_HEAD])
+        else "as JSON inside JSON" if text.lstrip()[0] == '"'
+        else "of one message, not a list" if text.lstrip()[0] == "{"
+        else "that is not valid JSON"
+    )  # fmt: skip
+    return BadRow(
+        field,
+        "bad value",
+        f'"{field}" looks like chat messages, but is text {how}: {describe(text)}. Write it with json.dumps(messages).',
+    )

@@ -1,49 +1,67 @@
-"""Two rendered sides to token ids: which are the shared prompt, which are scored, and where each side stops."""
+"""Split rendered sides into tokens: which are the shared prompt, which are scored, and where each side stops."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
 from easydel.data.faults import BadRow, empty_completion
-from easydel.data.preference.chat import Rendering
 from easydel.data.preference.tokenise import Encoder, Encoding
+from easydel.data.tree import Branch, PromptTree
+
+
+class Answer(NamedTuple):
+    """Characters [start, end) that carry loss.
+
+    Attributes:
+      words: the [start, end) of what was said, without what the template writes around it; None where that cannot be
+        told, as for tool calls.
+    """
+
+    start: int
+    end: int
+    words: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class PairTokens:
-    """The three runs of tokens of a row, whole, and which completion tokens are scored."""
+class Rendering:
+    """A prompt with one of its completions as text.
 
-    prompt: Int32[np.ndarray, " prompt"]
-    chosen: Int32[np.ndarray, " chosen"]
-    rejected: Int32[np.ndarray, " rejected"]
-    chosen_mask: Bool[np.ndarray, " chosen"]
-    rejected_mask: Bool[np.ndarray, " rejected"]
+    Attributes:
+      text: prompt and completion together.
+      cut: how many characters of it are prompt.
+      answers: what carries loss, in order; the last one ends the text.
+    """
+
+    text: str
+    cut: int
+    answers: tuple[Answer, ...]
 
 
-def split_renderings(encoder: Encoder, chosen: Rendering, rejected: Rendering, stop_ids: frozenset[int]) -> PairTokens:
-    """Each side tokenised as one text; the prompt is the first tokens they share that lie inside the prompt's text.
+def split_renderings(encoder: Encoder, sides: Mapping[str, Rendering], stop_ids: frozenset[int]) -> PromptTree:
+    """Each side tokenised as one text; the prompt is the first tokens all share that lie inside the prompt's text.
 
-    A token that straddles the end of the prompt belongs to the completion, and so does, on the other side, the text
-    it covers: both completions are scored over the same characters.
+    A token that straddles the end of the prompt belongs to the completion, and so does, on the other sides, the text
+    it covers: all completions are scored over the same characters.
 
     Args:
       encoder: the tokenizer.
-      chosen, rejected: prompt and completion as text.
+      sides: the prompt with each completion as text, by the field that a fault names.
       stop_ids: the token ids that close an answer; EOS is added where the text ends in none of them.
 
     Raises:
       BadRow: "empty prompt", "empty completion", or "bad value" for text that no tokenizer can read.
     """
-    ours, theirs = encoder.encode({"chosen": chosen.text, "rejected": rejected.text})
-    inside = min(encoder.first_token_past(ours, chosen.cut), encoder.first_token_past(theirs, rejected.cut))
-    shared = _common_prefix_length(ours.ids[:inside], theirs.ids[:inside])
-    chosen_ids, chosen_mask = _completion(encoder, ours, chosen, shared, stop_ids, "chosen")
-    rejected_ids, rejected_mask = _completion(encoder, theirs, rejected, shared, stop_ids, "rejected")
-    prompt = np.array(ours.ids[:shared] or _bos_alone(encoder), np.int32)
-    return PairTokens(prompt, chosen_ids, rejected_ids, chosen_mask, rejected_mask)
+    encodings = encoder.encode({field: side.text for field, side in sides.items()})
+    whole = [*zip(sides.items(), encodings, strict=True)]
+    inside = min(encoder.first_token_past(encoding, side.cut) for (_, side), encoding in whole)
+    first, *others = (encoding.ids[:inside] for encoding in encodings)
+    shared = min((_common_prefix_length(first, other) for other in others), default=len(first))
+    branches = tuple(_completion(encoder, encoding, side, shared, stop_ids, field) for (field, side), encoding in whole)
+    return PromptTree(np.array(first[:shared] or _bos_alone(encoder), np.int32), branches)
 
 
 def _bos_alone(encoder: Encoder) -> list[int]:
@@ -59,7 +77,7 @@ def _bos_alone(encoder: Encoder) -> list[int]:
 
 def _completion(
     encoder: Encoder, encoding: Encoding, side: Rendering, start: int, stop_ids: frozenset[int], field: str
-) -> tuple[Int32[np.ndarray, " completion"], Bool[np.ndarray, " completion"]]:
+) -> Branch:
     """The tokens from `start` to the stop token, and which of them are scored."""
     scored = np.zeros(len(encoding.ids) + 1, bool)
     for number, (begin, end, words) in enumerate(side.answers):
@@ -75,7 +93,7 @@ def _completion(
     if stop is None:
         ids.append(_eos(encoder))
         scored[last] = True
-    return np.array(ids, np.int32), scored[start : start + len(ids)]
+    return Branch(np.array(ids, np.int32), scored[start : start + len(ids)])
 
 
 def _eos(encoder: Encoder) -> int:

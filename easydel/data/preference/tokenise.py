@@ -1,4 +1,4 @@
-"""Text to token ids with character offsets, the place where a text is cut, and the stop token at its end."""
+"""Turn text into token ids with character offsets, find cuts and stop tokens in them, and read ids that a row gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
-from easydel.data.faults import BadRow
+import numpy as np
+from jaxtyping import Int32
+
+from easydel.data.faults import BadRow, describe
+from easydel.data.preference.json_values import is_list
 
 
 class Tokenizer(Protocol):
@@ -171,6 +175,52 @@ class Encoder:
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
         return encoding.text[start:end].strip() == self.special_tokens.get(token_id)
+
+
+def is_token_ids(value: object) -> bool:
+    """Whether a value is a non-empty list or array of integers."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and np.issubdtype(value.dtype, np.integer) and value.size > 0
+    return is_list(value) and len(value) > 0 and isinstance(value[0], (int, np.integer))
+
+
+def read_token_ids(value: object, field: str, vocabulary_size: int) -> Int32[np.ndarray, " tokens"]:
+    """Token ids that a row gives in place of text.
+
+    Raises:
+      BadRow: "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the vocabulary.
+    """
+    if value is None:
+        raise BadRow(
+            field, "missing value", f'"{field}" is None, but token-id rows need all three columns. Fill it in.'
+        )
+    if not is_list(value):
+        raise BadRow(
+            field,
+            "wrong type",
+            f'"{field}" is {describe(value)}, but another column holds token ids. Give all three as token ids.',
+        )
+    if len(value) == 0:
+        raise BadRow(
+            field,
+            "empty prompt" if field == "prompt" else "empty completion",
+            f'"{field}" holds no token ids, expected at least one.',
+        )
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected one flat list of token ids.')
+    if ids.min() < 0 or ids.max() >= vocabulary_size:
+        outside = ids[(ids < 0) | (ids >= vocabulary_size)][0]
+        raise BadRow(
+            field,
+            "bad value",
+            f'"{field}" holds the token id {outside}, outside the tokenizer\'s 0 to {vocabulary_size - 1}. '
+            "Use the tokenizer that made these ids.",
+        )
+    return ids.astype(np.int32)
 
 
 def _spaces_at_end(text: str) -> int:

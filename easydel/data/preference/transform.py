@@ -1,45 +1,35 @@
-"""One row of data to one tokenised preference pair: the tree prompt -> {chosen, rejected}."""
+"""Turn one row of data into one tokenised preference pair, a station after the other.
+
+Read in this order: `columns` (what the row holds), `conversation` or `plain_text` (prompt and completions), then
+`chat_template` (messages as text), `split` (text as tokens, by `tokenise`), and `truncate`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from easydel.data.faults import BadRow, RowFault, describe, empty_completion
-from easydel.data.preference.chat import Answer, ChatTemplate, Rendering
-from easydel.data.preference.chat_renderer import ChatRenderer
-from easydel.data.preference.columns import (
-    RowOptions,
-    is_token_ids,
-    missing_prompt,
-    read_options,
-    read_pair_columns,
-    read_token_ids,
-)
-from easydel.data.preference.context import read_context, refuse_context_of_text, refuse_media, refuse_other_names
-from easydel.data.preference.message_text import read_message_text
-from easydel.data.preference.messages import Message, is_message_list, normalise_messages
-from easydel.data.preference.repeats import (
-    equal_completions,
-    refuse_equal_messages,
-    refuse_equal_text,
-    refuse_repeated_messages,
-    refuse_repeated_text,
-    refuse_repeated_tokens,
-    without_repeated_prefill,
-)
-from easydel.data.preference.shared_prompt import gather_prompt, split_shared_messages, split_shared_text
-from easydel.data.preference.split import PairTokens, split_renderings
-from easydel.data.preference.tokenise import Encoder, Tokenizer
-from easydel.data.preference.truncate import Limits, TruncationMode, truncate_pair
-from easydel.data.preference.unseen_parts import parts_of_context
-from easydel.data.tree import PreferencePair
+from easydel.data.faults import BadRow, RowFault
+from easydel.data.preference.chat_template import ChatTemplate
+from easydel.data.preference.columns import Columns, read_columns
+from easydel.data.preference.conversation import Conversation, read_conversation
+from easydel.data.preference.plain_text import join_plain_text
+from easydel.data.preference.shared_prompt import equal_completions, refuse_repeated_tokens
+from easydel.data.preference.split import split_renderings
+from easydel.data.preference.template_check import parts_of_context
+from easydel.data.preference.template_renderer import TemplateRenderer
+from easydel.data.preference.tokenise import Encoder, Tokenizer, is_token_ids, read_token_ids
+from easydel.data.preference.truncate import Limits, TruncationMode, truncate_tree
+from easydel.data.tree import Branch, PreferencePair, PromptTree
+
+# A row and its index to the pair it becomes, or to what keeps it from becoming one.
+Transform: TypeAlias = Callable[[Any, int], PreferencePair | RowFault]
 
 
 @dataclass(frozen=True)
@@ -83,188 +73,68 @@ class PreferenceTransform:
         return Encoder(self.tokenizer)
 
     @cached_property
-    def _renderer(self) -> ChatRenderer:
-        return ChatRenderer(self.tokenizer, self.now)
+    def _renderer(self) -> TemplateRenderer:
+        return TemplateRenderer(self.tokenizer, self.now)
 
     @cached_property
     def _limits(self) -> Limits:
         return Limits(self.max_length, self.max_prompt_length, self.max_completion_length, self.truncation_mode)
 
     def _pair(self, row: Mapping[str, Any], index: int) -> PreferencePair:
-        if not isinstance(row, Mapping):
-            raise BadRow("row", "wrong type", f"the row is {describe(row)}, expected a mapping from column to value.")
-        options = read_options(row, self.tools, self.chat_template_kwargs)
-        whole = self._tokenise(row, options)
-        kept = truncate_pair(whole, self._limits, self._encoder.bos_id)
-        if np.array_equal(kept.chosen, kept.rejected):
-            cut = not np.array_equal(whole.chosen, whole.rejected)
-            raise equal_completions(" up to where the length limits cut them" if cut else " once tokenised")
+        columns = read_columns(row, self.tools, self.chat_template_kwargs)
+        whole = self._tokenise(columns)
+        kept = truncate_tree(whole, self._limits, self._encoder.bos_id)
+        chosen, rejected = kept.branches
+        if _has_equal_branches(kept):
+            is_cut = not _has_equal_branches(whole)
+            raise equal_completions(" up to where the length limits cut them" if is_cut else " once tokenised")
         return PreferencePair(
-            prompt_ids=kept.prompt,
-            chosen_ids=kept.chosen,
-            rejected_ids=kept.rejected,
-            chosen_loss_mask=kept.chosen_mask,
-            rejected_loss_mask=kept.rejected_mask,
+            prompt_ids=kept.prompt_ids,
+            chosen_ids=chosen.ids,
+            rejected_ids=rejected.ids,
+            chosen_loss_mask=chosen.loss_mask,
+            rejected_loss_mask=rejected.loss_mask,
             index=index,
-            weight=options.weight,
-            ref_chosen_logps=options.ref_chosen_logps,
-            ref_rejected_logps=options.ref_rejected_logps,
-            prompt_truncated=len(whole.prompt) - len(kept.prompt),
-            chosen_truncated=len(whole.chosen) - len(kept.chosen),
-            rejected_truncated=len(whole.rejected) - len(kept.rejected),
+            prompt_truncated=kept.prompt_truncated,
+            chosen_truncated=chosen.truncated,
+            rejected_truncated=rejected.truncated,
+            **columns.numbers,
         )
 
-    def _tokenise(self, row: Mapping[str, Any], options: RowOptions) -> PairTokens:
-        refuse_media(row)
-        refuse_other_names(row)
-        columns = read_pair_columns(row)
-        if any(is_token_ids(value) for value in columns.values()):
-            return self._from_token_ids(columns)
-        messages = {field: _read_messages(value, field) for field, value in columns.items()}
-        for field, value in columns.items():
-            if messages[field] is None and not (isinstance(value, str) or (value is None and field == "prompt")):
-                raise BadRow(
-                    field, "wrong type", f'"{field}" is {describe(value)}, expected text, chat messages or token ids.'
-                )
-        _refuse_one_in_text(columns, messages)
-        if any(value is not None for value in messages.values()):
-            return self._from_messages(row, columns, messages, options)
-        return self._from_text(row, **columns)
-
-    def _from_token_ids(self, columns: Mapping[str, Any]) -> PairTokens:
-        prompt, chosen, rejected = (read_token_ids(columns[field], field, self._encoder.size) for field in columns)
-        refuse_repeated_tokens(prompt, chosen, rejected)
-        return PairTokens(prompt, chosen, rejected, np.ones(len(chosen), bool), np.ones(len(rejected), bool))
-
-    def _from_text(self, row: Mapping[str, Any], prompt: str | None, chosen: str, rejected: str) -> PairTokens:
-        """Plain text: the prompt and a completion are joined exactly as given, without a template."""
-        for field, text in (("chosen", chosen), ("rejected", rejected)):
-            if not text.strip():
-                raise empty_completion(field, f'"{field}" is {describe(text)}')
-        refuse_context_of_text(row, chosen if prompt is None else prompt)
-        refuse_equal_text(chosen, rejected)
-        if prompt is None:
-            prompt, chosen, rejected = split_shared_text(chosen, rejected) or missing_prompt(row, "words")
-        elif not prompt.strip() and self._encoder.bos_id is None:
-            raise _empty_prompt(f'"prompt" is {describe(prompt)}, and the tokenizer has no BOS token to stand for it')
-        refuse_repeated_text(prompt, chosen, rejected)
-        stop_ids = frozenset() if self._encoder.eos_id is None else frozenset({self._encoder.eos_id})
-        return split_renderings(self._encoder, _joined(prompt, chosen), _joined(prompt, rejected), stop_ids)
-
-    def _from_messages(
-        self,
-        row: Mapping[str, Any],
-        columns: Mapping[str, Any],
-        messages: Mapping[str, list[Message] | None],
-        options: RowOptions,
-    ) -> PairTokens:
-        """Chat: text stands for one message, and everything goes through the chat template."""
-        context = read_context(row)
-        chosen = _as_messages(columns["chosen"], messages["chosen"], "assistant")
-        rejected = _as_messages(columns["rejected"], messages["rejected"], "assistant")
-        refuse_equal_messages(chosen, rejected)
-        prompt, chosen, rejected = self._split(row, columns["prompt"], messages["prompt"], chosen, rejected)
-        chosen, rejected = _up_to_last_answer(chosen, "chosen"), _up_to_last_answer(rejected, "rejected")
-        refuse_equal_messages(chosen, rejected)
-        prompt = context.before(prompt)
-        prompt, prefill, chosen, rejected = _split_prefill(prompt, chosen, rejected)
-        refuse_repeated_messages(prompt, chosen, rejected)
-        special_tokens = self._encoder.special_tokens
-        documents = {} if context.documents is None else {"documents": context.documents}
-        renderer = self._renderer.for_row(options.tools, {**options.chat_template_kwargs, **documents})
-        template = ChatTemplate(
-            self.tokenizer, special_tokens, renderer, parts_of_context(options.own_tools, context.documents or ())
+    def _tokenise(self, columns: Columns) -> PromptTree:
+        encoder = self._encoder
+        if any(is_token_ids(value) for value in columns.values.values()):
+            ids = [read_token_ids(value, field, encoder.size) for field, value in columns.values.items()]
+            refuse_repeated_tokens(*ids)
+            prompt, *completions = ids
+            return PromptTree(prompt, tuple(Branch(tokens, np.ones(len(tokens), bool)) for tokens in completions))
+        conversation = read_conversation(columns)
+        if conversation is None:
+            stop_ids = frozenset() if encoder.eos_id is None else frozenset({encoder.eos_id})
+            return split_renderings(encoder, join_plain_text(columns, encoder.bos_id is not None), stop_ids)
+        sides = self._template(columns, conversation).render_sides(
+            conversation.prompt,
+            {"chosen": conversation.chosen, "rejected": conversation.rejected},
+            conversation.prefill,
         )
-        return split_renderings(
-            self._encoder, *template.render_pair(prompt, chosen, rejected, prefill), frozenset(special_tokens)
+        return split_renderings(encoder, sides, frozenset(encoder.special_tokens))
+
+    def _template(self, columns: Columns, conversation: Conversation) -> ChatTemplate:
+        """The chat template with what it is given of a row beside the messages."""
+        documents = conversation.documents
+        kwargs = (
+            {**columns.chat_template_kwargs}
+            if documents is None
+            else {**columns.chat_template_kwargs, "documents": documents}
+        )
+        return ChatTemplate(
+            self.tokenizer,
+            self._encoder.special_tokens,
+            self._renderer.for_row(columns.tools, kwargs),
+            parts_of_context(columns.own_tools, documents or ()),
         )
 
-    def _split(
-        self,
-        row: Mapping[str, Any],
-        given: object,
-        messages: list[Message] | None,
-        chosen: list[Message],
-        rejected: list[Message],
-    ) -> tuple[list[Message], list[Message], list[Message]]:
-        """Prompt, chosen and rejected, each turn once; an empty prompt is one that the completions share."""
-        prompt = [] if given is None else _as_messages(given, messages, "user")
-        if any(message["content"].strip() or "tool_calls" in message for message in prompt):
-            return gather_prompt(prompt, chosen, rejected)
-        shared = split_shared_messages(chosen, rejected)
-        if shared is None and given is not None:
-            raise _empty_prompt('"prompt" has no messages with text in them')
-        return shared or missing_prompt(row, "messages")
 
-
-def _joined(prompt: str, completion: str) -> Rendering:
-    text = prompt + completion
-    return Rendering(text, len(prompt), (Answer(len(prompt), len(text)),))
-
-
-def _read_messages(value: Any, field: str) -> list[Message] | None:
-    """The messages of a column, also where it holds them as JSON text; None where it holds something else."""
-    if is_message_list(value):
-        return normalise_messages(value, field)
-    if isinstance(value, str) and (found := read_message_text(value, field)) is not None:
-        return normalise_messages(found, field, nulls_are_own=True)
-    return None
-
-
-def _refuse_one_in_text(columns: Mapping[str, Any], messages: Mapping[str, list[Message] | None]) -> None:
-    """Raise `BadRow` where one completion is messages as JSON text and the other plain text; either may be meant."""
-    for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        if isinstance(columns[one], str) and messages[one] is not None and messages[other] is None:
-            raise BadRow(
-                one,
-                "wrong type",
-                f'"{one}" is chat messages as JSON text, but "{other}" is plain text. Give both as messages.',
-            )
-
-
-def _as_messages(text: Any, messages: list[Message] | None, role: str) -> list[Message]:
-    return [{"role": role, "content": text}] if messages is None else messages
-
-
-def _split_prefill(
-    prompt: list[Message], chosen: list[Message], rejected: list[Message]
-) -> tuple[list[Message], str, list[Message], list[Message]]:
-    """A prompt that ends in an assistant turn, without that turn, its text, and completions that hold it in front.
-
-    Raises:
-      BadRow: "wrong type" where the completions cannot go on with that turn.
-    """
-    if not prompt or prompt[-1]["role"] != "assistant":
-        return prompt, "", chosen, rejected
-    opening = prompt[-1]
-    if "tool_calls" in opening or len(chosen) > 1 or len(rejected) > 1:
-        raise BadRow(
-            "prompt",
-            "wrong type",
-            '"prompt" ends in an assistant message, which "chosen" and "rejected" can continue only where it is text '
-            "and each of them is one assistant message. End the prompt with the turn that is to be answered.",
-        )
-    prefill = opening["content"]
-    if not prefill.strip():
-        return prompt[:-1], "", chosen, rejected
-    rest = without_repeated_prefill(prefill, chosen=chosen[0]["content"], rejected=rejected[0]["content"])
-    sides = (
-        [opening | answer | {"content": prefill + text}]
-        for answer, text in zip((chosen[0], rejected[0]), rest, strict=True)
-    )
-    return prompt[:-1], prefill, *sides
-
-
-def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:
-    """The completion without the turns behind its last answer: they carry no loss and change nothing before them."""
-    answers = [number for number, message in enumerate(completion) if message["role"] == "assistant"]
-    if not answers:
-        raise empty_completion(field, f'"{field}" holds no assistant message')
-    for number in answers:
-        if not completion[number]["content"].strip() and "tool_calls" not in completion[number]:
-            raise empty_completion(field, f'"{field}" holds an empty assistant message')
-    return completion[: answers[-1] + 1]
-
-
-def _empty_prompt(found: str) -> BadRow:
-    return BadRow("prompt", "empty prompt", f"{found}. Give a prompt, or remove the row.")
+def _has_equal_branches(tree: PromptTree) -> bool:
+    chosen, rejected = tree.branches
+    return np.array_equal(chosen.ids, rejected.ids)

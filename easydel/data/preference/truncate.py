@@ -1,7 +1,8 @@
-"""Cutting a tokenised pair to its limits, in tokens."""
+"""Cut a tokenised row to its limits, in tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -9,18 +10,18 @@ import numpy as np
 from jaxtyping import Int32
 
 from easydel.data.faults import BadRow
-from easydel.data.preference.split import PairTokens
+from easydel.data.tree import PAIR_BRANCHES, PromptTree
 
 TruncationMode = Literal["keep_end", "keep_start"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the parts of a pair may be, in tokens; None for no limit of its own.
+    """How long prompt and completions may be, in tokens; None for no limit of its own.
 
     Attributes:
-      length: the prompt with either completion.
-      prompt, completion: the parts.
+      length: the prompt with any completion.
+      prompt, completion: each by itself.
       truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
     """
 
@@ -43,15 +44,23 @@ class Limits:
                 raise ValueError(f"{name}={value}, expected a number of tokens from {least} up, or None for no limit.")
 
 
-def truncate_pair(pair: PairTokens, limits: Limits, bos_id: int | None) -> PairTokens:
+def truncate_tree(
+    tree: PromptTree, limits: Limits, bos_id: int | None, names: Sequence[str] = PAIR_BRANCHES
+) -> PromptTree:
     """First the prompt to its own limit, then each completion's tail to its own and to what the prompt leaves.
 
     A BOS that opens the prompt is kept.
 
+    Args:
+      tree: whole.
+      limits: in tokens.
+      bos_id: None where the tokenizer has none.
+      names: the columns that a fault names, one for each branch.
+
     Raises:
       BadRow: "prompt over the limit", or "completion truncated to nothing" where no scored token is left.
     """
-    prompt = _truncate_prompt(pair.prompt, limits, bos_id)
+    prompt = _truncate_prompt(tree.prompt_ids, limits, bos_id)
     room = limits.completion
     if limits.length is not None:
         left = limits.length - len(prompt)
@@ -63,22 +72,24 @@ def truncate_pair(pair: PairTokens, limits: Limits, bos_id: int | None) -> PairT
                 f"max_length={limits.length}. Raise max_length or lower max_prompt_length.",
             )
         room = left if room is None else min(room, left)
-    for field, mask in (("chosen", pair.chosen_mask), ("rejected", pair.rejected_mask)):
-        if not mask[:room].any():
+    for field, branch in zip(names, tree.branches, strict=True):
+        if not branch.loss_mask[:room].any():
             raise BadRow(
                 field,
                 "completion truncated to nothing",
                 f'none of the {room} tokens that are left of "{field}" carries loss. Raise max_length or '
                 "max_completion_length, or lower max_prompt_length.",
             )
-    return replace(
-        pair,
-        prompt=prompt,
-        chosen=pair.chosen[:room],
-        rejected=pair.rejected[:room],
-        chosen_mask=pair.chosen_mask[:room],
-        rejected_mask=pair.rejected_mask[:room],
+    branches = tuple(
+        replace(
+            branch,
+            ids=branch.ids[:room],
+            loss_mask=branch.loss_mask[:room],
+            truncated=len(branch.ids) - len(branch.ids[:room]),
+        )
+        for branch in tree.branches
     )
+    return replace(tree, prompt_ids=prompt, branches=branches, prompt_truncated=len(tree.prompt_ids) - len(prompt))
 
 
 def _truncate_prompt(

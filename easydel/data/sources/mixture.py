@@ -30,9 +30,9 @@ class MixtureSource(ShardedDataSource):
       ValueError: weights and sources do not match, or a weight is not a number above 0.
 
     Example:
-      >>> mixture = MixtureSource([helpful, harmless], [0.7, 0.3])  # doctest: +SKIP
-      >>> mixture.rows_used  # of 10 000 and 3 000  # doctest: +SKIP
-      (7001, 3000)
+      >>> helpful, harmless = open_source("helpful.jsonl"), open_source("harmless.jsonl")
+      >>> len(helpful), len(harmless), MixtureSource([helpful, harmless], [0.5, 0.5]).rows_used
+      (4, 2, (3, 2))
     """
 
     def __init__(self, sources: Sequence[ShardedDataSource], weights: Sequence[float]):

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import (
-    LOSS_OPTIONS,
-    LOSSES_WITHOUT_REFERENCE,
-    SORTING_LOSSES,
+from easydel.options import COUNT, INDEX, POSITIVE, Range, is_default, option_field, require
+from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import (
+    CombinedObjective,
+    make_objective,
 )
-from easydel.trainers.field_checks import is_default, option_field, require
+from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import FDivergence
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import (
+    OBJECTIVES,
+    option_fields,
+    owned_option,
+    owners,
+)
 from easydel.trainers.training_arguments import TrainingArguments
 
 
@@ -18,25 +24,23 @@ from easydel.trainers.training_arguments import TrainingArguments
 class DPOConfig(TrainingArguments):
     """`TrainingArguments` and what preferences add to them; ranges and combinations are checked when it is made."""
 
-    beta: float = option_field(0.1, changes="result")
-    """Strength of the pull towards the reference."""
-    loss_type: str | list[str] = option_field("sigmoid", changes="result")
-    """Objective, or a list of objectives that are added up."""
+    loss_type: str | list[str] = option_field(
+        "sigmoid",
+        changes="result",
+        help=f"Objective, or a list of objectives that are added up: {', '.join(OBJECTIVES)}.",
+    )
     loss_weights: list[float] | None = option_field(None, changes="result")
     """Weight of each objective of a list; None weighs all by 1."""
-    label_smoothing: float = option_field(0.0, changes="result")
-    """Assumed share of pairs whose labels are swapped."""
-    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = option_field(
-        "reverse_kl", changes="result"
-    )
-    """Divergence that holds the policy near the reference."""
-    f_alpha_divergence_coef: float = option_field(0.5, changes="result")
-    """Coefficient of the alpha divergence."""
-    discopop_tau: float = option_field(0.05, changes="result")
-    """Temperature of the discopop objective."""
+    # Options of the objectives, which declare their defaults, ranges and help.
+    beta: float = owned_option("beta")
+    label_smoothing: float = owned_option("label_smoothing")
+    f_divergence_type: FDivergence = owned_option("f_divergence_type")
+    f_alpha_divergence_coef: float = owned_option("f_alpha_divergence_coef")
+    discopop_tau: float = owned_option("discopop_tau")
+
     ld_alpha: float | None = option_field(None, changes="result")
     """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
-    rpo_alpha: float | None = option_field(None, changes="result")
+    rpo_alpha: float | None = option_field(None, changes="result", within=POSITIVE)
     """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
     use_weighting: bool = option_field(False, changes="result")
     """Weigh each pair by how likely the policy finds its completions (WPO)."""
@@ -46,16 +50,16 @@ class DPOConfig(TrainingArguments):
     """Score all data with the reference before training, then free the memory of its weights."""
     sync_ref_model: bool = option_field(False, changes="result")
     """Let the reference follow the policy (TR-DPO)."""
-    ref_model_mixup_alpha: float = option_field(0.9, changes="result")
+    ref_model_mixup_alpha: float = option_field(0.9, changes="result", within=Range("a share", above=0, most=1))
     """Share of the policy in the reference after a sync: reference = alpha * policy + (1 - alpha) * reference."""
-    ref_model_sync_steps: int = option_field(64, changes="result")
+    ref_model_sync_steps: int = option_field(64, changes="result", within=COUNT)
     """Updates from one sync to the next."""
 
-    max_length: int | None = option_field(512, changes="result")
+    max_length: int | None = option_field(512, changes="result", within=Range("a whole number", least=2))
     """Most tokens of prompt and completion together; None for no limit."""
-    max_prompt_length: int | None = option_field(256, changes="result")
+    max_prompt_length: int | None = option_field(256, changes="result", within=COUNT)
     """Most tokens of the prompt; None for no limit of its own."""
-    max_completion_length: int | None = option_field(None, changes="result")
+    max_completion_length: int | None = option_field(None, changes="result", within=COUNT)
     """Most tokens of a completion; None for no limit of its own."""
     truncation_mode: Literal["keep_end", "keep_start"] = option_field("keep_end", changes="result")
     """Which end of an over-long prompt survives; completions lose their tail."""
@@ -66,9 +70,9 @@ class DPOConfig(TrainingArguments):
     chat_template_kwargs: dict[str, Any] | None = option_field(None, changes="result")
     """More arguments of the chat template, e.g. enable_thinking; a row's own column wins key by key."""
 
-    eval_samples: int = option_field(0, changes="session")
+    eval_samples: int = option_field(0, changes="session", within=INDEX)
     """Prompts of each evaluation set, its first ones, that the model answers at every evaluation (samples.jsonl)."""
-    eval_sample_tokens: int = option_field(128, changes="session")
+    eval_sample_tokens: int = option_field(128, changes="session", within=COUNT)
     """Most tokens of such an answer."""
 
     packing: bool = option_field(True, changes="layout")
@@ -78,12 +82,8 @@ class DPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.beta > 0, "beta", self.beta, "a number above 0")
         self._check_objective()
-        require(self.rpo_alpha is None or self.rpo_alpha > 0, "rpo_alpha", self.rpo_alpha, "None or a number above 0")
         self._check_sync()
-        require(self.eval_samples >= 0, "eval_samples", self.eval_samples, "a whole number of at least 0")
-        require(self.eval_sample_tokens >= 1, "eval_sample_tokens", self.eval_sample_tokens, "at least 1 token")
         if self.eval_samples and self.do_eval is False:
             raise ValueError(
                 f"eval_samples={self.eval_samples} has no effect with do_eval=False; remove one of the two."
@@ -93,9 +93,6 @@ class DPOConfig(TrainingArguments):
                 f"eval_sample_tokens={self.eval_sample_tokens} has no effect without eval_samples; set both."
             )
         self._check_precompute()
-        for field, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
-            value = getattr(self, field)
-            require(value is None or value >= least, field, value, f"None or at least {least} tokens")
         if self.max_length is not None:
             for field in ("max_prompt_length", "max_completion_length"):
                 value = getattr(self, field)
@@ -115,8 +112,6 @@ class DPOConfig(TrainingArguments):
 
     def _check_sync(self) -> None:
         alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
-        require(0 < alpha <= 1, "ref_model_mixup_alpha", alpha, "a share above 0 and up to 1")
-        require(steps >= 1, "ref_model_sync_steps", steps, "a whole number of at least 1")
         if self.sync_ref_model and self.reference_free:
             raise ValueError("sync_ref_model=True has no effect with reference_free=True; remove one of the two.")
         if self.sync_ref_model and self.quantize_base is not None:
@@ -151,9 +146,19 @@ class DPOConfig(TrainingArguments):
         return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
 
     @property
+    def objective(self) -> CombinedObjective:
+        """The loss of this configuration.
+
+        Raises:
+          ValueError: an option is out of range for an objective that owns it.
+        """
+        options = {name: getattr(self, name) for name in option_fields()}
+        return make_objective(self.loss_types, options, self.loss_weights, self.rpo_alpha)
+
+    @property
     def reads_reference(self) -> bool:
         """True where an objective compares the policy with a reference; otherwise there are no rewards either."""
-        return not LOSSES_WITHOUT_REFERENCE.issuperset(self.loss_types)
+        return self.objective.needs_reference
 
     @property
     def keeps_reference(self) -> bool:
@@ -178,7 +183,7 @@ class DPOConfig(TrainingArguments):
         """Ranges of the objective's options, and that each of them has an effect."""
         require(bool(self.loss_types), "loss_type", self.loss_type, "at least one objective")
         for name in self.loss_types:
-            require(name in LOSS_OPTIONS, "loss_type", name, f"one of {', '.join(LOSS_OPTIONS)}")
+            require(name in OBJECTIVES, "loss_type", name, f"one of {', '.join(OBJECTIVES)}")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_types):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_types)} objectives; "
@@ -187,56 +192,52 @@ class DPOConfig(TrainingArguments):
         for name, weight in zip(self.loss_types, self.loss_weights or ()):
             expected = f"a number above 0 for {name}; an objective without weight is left out of loss_type"
             require(weight > 0, "loss_weights", self.loss_weights, expected)
-        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share from 0 to below 0.5")
-        require(self.discopop_tau > 0, "discopop_tau", self.discopop_tau, "a number above 0")
+        for option, field in option_fields().items():
+            value, honoured_by = getattr(self, option), owners(option)
+            if value != field.default and not set(honoured_by) & set(self.loss_types):
+                raise ValueError(
+                    f"{option}={value!r} has no effect with loss_type={self.loss_type!r}; it is honoured by "
+                    f"{', '.join(honoured_by)}.\nSet {option}={field.default!r} or choose one of those losses."
+                )
         require(
             self.ld_alpha is None or 0 <= self.ld_alpha < 1,
             "ld_alpha",
             self.ld_alpha,
             "None or a share from 0 to below 1",
         )
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for option in ("label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"):
-            value = getattr(self, option)
-            honoured_by = [name for name, options in LOSS_OPTIONS.items() if option in options]
-            if not is_default(self, option) and not set(honoured_by) & set(self.loss_types):
-                raise ValueError(
-                    f"{option}={value!r} has no effect with loss_type={self.loss_type!r}; it is honoured by "
-                    f"{', '.join(honoured_by)}.\nSet {option}={defaults[option]!r} or choose one of those losses."
-                )
-        if not is_default(self, "f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
-            raise ValueError(
-                f"f_alpha_divergence_coef={self.f_alpha_divergence_coef} has no effect with "
-                f'f_divergence_type={self.f_divergence_type!r}; set f_divergence_type="alpha_divergence".'
-            )
-        if "exo_pair" in self.loss_types and self.label_smoothing == 0:
-            raise ValueError(
-                "exo_pair with label_smoothing=0 is infinite everywhere; set it above 0, for example 1e-3."
-            )
-        if sorting := SORTING_LOSSES & set(self.loss_types):
-            if self.gradient_accumulation_steps > 1:
-                raise ValueError(
-                    f"{', '.join(sorted(sorting))} sorts all pairs of an update, so it cannot be computed in "
-                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts; set it to 1."
-                )
-            if self.micro_batch_tokens is not None:
-                raise ValueError(
-                    f"{', '.join(sorted(sorting))} sorts all pairs of an update, so all go through the model at once "
-                    f"and micro_batch_tokens={self.micro_batch_tokens} has no effect; set it to None."
-                )
-            if self.use_weighting:
-                raise ValueError(
-                    f"use_weighting=True weighs pairs, but {', '.join(sorted(sorting))} compares sorted values."
-                )
-        if not self.reads_reference:
+        objective = self.objective
+        if objective.needs_whole_update:
+            self._check_whole_update()
+        if not objective.is_preference:
+            for option in ("ld_alpha", "use_weighting"):
+                if not is_default(self, option):
+                    raise ValueError(
+                        f"{option}={getattr(self, option)!r} has no effect with loss_type={self.loss_type!r} alone, "
+                        "which does not compare completions; leave it out."
+                    )
+        if not objective.needs_reference:
             self._check_without_reference()
 
+    def _check_whole_update(self) -> None:
+        sorting = ", ".join(sorted(name for name in self.loss_types if OBJECTIVES[name].needs_whole_update))
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"{sorting} sorts all pairs of an update, so it cannot be computed in "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts; set it to 1."
+            )
+        if self.micro_batch_tokens is not None:
+            raise ValueError(
+                f"{sorting} sorts all pairs of an update, so all go through the model at once and "
+                f"micro_batch_tokens={self.micro_batch_tokens} has no effect; set it to None."
+            )
+        if self.use_weighting:
+            raise ValueError(f"use_weighting=True weighs pairs, but {sorting} compares sorted values.")
+
     def _check_without_reference(self) -> None:
-        options = ("beta", "ld_alpha", "reference_free", "precompute_ref_log_probs", "sync_ref_model", "use_weighting")
-        for option in options:
+        for option in ("reference_free", "precompute_ref_log_probs", "sync_ref_model"):
             if not is_default(self, option):
                 raise ValueError(
-                    f"{option}={getattr(self, option)!r} has no effect with loss_type={self.loss_type!r} alone, which "
+                    f"{option}={getattr(self, option)!r} has no effect with loss_type={self.loss_type!r}, which "
                     "compares the policy with no reference; leave it out."
                 )
         if self.best_metric is not None and "/rewards/" in self.best_metric:

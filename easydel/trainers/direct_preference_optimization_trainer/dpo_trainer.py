@@ -15,12 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from easydel.data.batching.collate import Collator, ColumnCollator, RowCollator, refuse_ids_outside
-from easydel.data.batching.loader import PreferenceLoader, check_first_rows, readable_rows
+from easydel.data.batching.first_rows import (
+    FIRST_ROWS,
+    check_first_rows,
+    readable_rows,
+    refuse_inert_template_options,
+)
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.batching.packing import Batch, PackingLayout
 from easydel.data.faults import FaultTally, in_quotes
-from easydel.data.preference.chat_renderer import shows_time
 from easydel.data.preference.columns import unread_columns
-from easydel.data.preference.template_options import ROWS, refuse_inert_template_options
+from easydel.data.preference.template_renderer import shows_time
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource
@@ -40,8 +45,6 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import SORTING_LOSSES
 from easydel.trainers.direct_preference_optimization_trainer.reference.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import mix, reference_for, split_moving
 from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
@@ -95,9 +98,11 @@ class DPOTrainer(Trainer):
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
-      >>> config = DPOConfig(beta=0.1, loss_type="sigmoid", max_length=512, learning_rate=5e-6)  # doctest: +SKIP
-      >>> trainer = DPOTrainer(config, model, reference_model, tokenizer, preference_dataset)  # doctest: +SKIP
-      >>> trainer.train()  # doctest: +SKIP
+      >>> config = DPOConfig(total_batch_size=4, learning_rate=1e-3, save_directory=None, progress_bar=False)
+      >>> trainer = DPOTrainer(config, model, None, tokenizer, open_source("train.jsonl"))
+      >>> log = trainer.train().log_history
+      >>> round(log[0]["train/loss"], 4)  # ln 2: policy and reference are still one model
+      0.6931
     """
 
     arguments: DPOConfig
@@ -210,7 +215,7 @@ class DPOTrainer(Trainer):
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), ROWS))
+        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS))
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))
@@ -272,7 +277,7 @@ class DPOTrainer(Trainer):
         """The pure steps with this configuration's objective."""
         arguments = self.arguments
         shared: dict[str, Any] = {
-            "objective": Objective.of(arguments),
+            "objective": arguments.objective,
             "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
             "count_micro_batches": self._layout.count_micro_batches,
         }
@@ -455,7 +460,7 @@ class DPOTrainer(Trainer):
             share_prompt=arguments.share_prompt,
             row_multiple=data_parallel_size(self.mesh),
             micro_batches=arguments.gradient_accumulation_steps,
-            micro_batch_tokens=None if SORTING_LOSSES & set(arguments.loss_types) else self._micro_batch_tokens,
+            micro_batch_tokens=None if arguments.objective.needs_whole_update else self._micro_batch_tokens,
         )
 
     @property

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.layers.lora import join, split_trainable, with_dropout
-from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import PairScores
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import CombinedObjective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     CountMicroBatches,
     DeviceBatch,
@@ -35,7 +35,7 @@ def training_step(
     state: EasyDeLState,
     batch: DeviceBatch,
     *,
-    objective: Objective,
+    objective: CombinedObjective,
     scoring: ScoringOptions,
     count_micro_batches: CountMicroBatches,
     remat: bool,
@@ -87,7 +87,7 @@ def evaluation_step(
     state: EasyDeLState,
     batch: DeviceBatch,
     *,
-    objective: Objective,
+    objective: CombinedObjective,
     scoring: ScoringOptions,
     count_micro_batches: CountMicroBatches,
 ) -> Metrics:
@@ -133,7 +133,7 @@ def margin_rounding(
 
 
 def preference_metrics(
-    policy: PairLogps, batch: DeviceBatch, objective: Objective, totals: UpdateTotals, dtype: np.dtype
+    policy: PairLogps, batch: DeviceBatch, objective: CombinedObjective, totals: UpdateTotals, dtype: np.dtype
 ) -> Metrics:
     """This batch's share of the means over the update's pairs; shares of micro-batches add up to the mean.
 
@@ -141,31 +141,31 @@ def preference_metrics(
     Where the objective reads no reference there are no rewards. `dtype` is what the models compute in.
     """
     chosen_length, rejected_length = (jnp.maximum(length, 1) for length in completion_lengths(batch))
-    # An objective that reads no reference sees log-ratios of 0 and looks at none of them.
+    # An objective that needs no reference sees log-ratios of 0 and looks at none of them.
     reference = (policy.chosen, policy.rejected)
-    if objective.reads_reference:
+    if objective.needs_reference:
         reference = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])
-    chosen_log_ratio, rejected_log_ratio = policy.chosen - reference[0], policy.rejected - reference[1]
     scores = PairScores(
-        chosen=objective.score(chosen_log_ratio),
-        rejected=objective.score(rejected_log_ratio),
-        chosen_log_ratio=chosen_log_ratio,
-        rejected_log_ratio=rejected_log_ratio,
         chosen_logps=policy.chosen,
         rejected_logps=policy.rejected,
+        reference_chosen_logps=reference[0],
+        reference_rejected_logps=reference[1],
         chosen_length=chosen_length,
         rejected_length=rejected_length,
         is_pair=batch["pair_mask"],
         mean_chosen_length=totals.mean_chosen_length,
+        log_weight=policy.log_weight,
     )
-    losses = objective(scores, policy.log_weight) * batch["pair_weight"]
+    losses = objective(scores) * batch["pair_weight"]
 
     def mean(values: Float[Array, "rows slots"]) -> Array:
         return jnp.sum(jnp.where(batch["pair_mask"], values, 0.0)) / totals.pairs
 
     metrics = {"logps/chosen": mean(policy.chosen), "logps/rejected": mean(policy.rejected)}
-    if objective.reads_reference:
-        beta, margins = objective.beta, chosen_log_ratio - rejected_log_ratio
+    if objective.needs_reference:
+        beta = objective.beta
+        chosen_log_ratio, rejected_log_ratio = scores.chosen_log_ratio, scores.rejected_log_ratio
+        margins = chosen_log_ratio - rejected_log_ratio
         size = jnp.sum(jnp.abs(jnp.stack([policy.chosen, policy.rejected, *reference])), axis=0)
         rounding = margin_rounding(size, chosen_length + rejected_length, dtype)
         # Compared this way round, a margin that is not a number stays one.

@@ -13,7 +13,7 @@ def options_of_result(arguments: Any, *, with_layout: bool) -> dict[str, Any]:
     """The options that two runs must share to compute the same numbers, by name.
 
     Args:
-      arguments: a dataclass whose fields say what they change (`easydel.trainers.field_checks.option_field`).
+      arguments: a dataclass whose fields say what they change (`easydel.options.option_field`).
       with_layout: whether the layout changes numbers too, as it does where dropout is drawn by position in the batch.
     """
     counts = ("result", "layout") if with_layout else ("result",)

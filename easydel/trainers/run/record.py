@@ -14,10 +14,10 @@ from filelock import BaseFileLock
 from jaxtyping import PyTree
 
 from easydel.infra.state_files import WriteError, read_arrays
+from easydel.options import check_options
 from easydel.trainers.callbacks.callback import LogLine
 from easydel.trainers.callbacks.stopping import lower_is_better
 from easydel.trainers.callbacks.trackers import JsonLinesTracker, restored_log
-from easydel.trainers.field_checks import check_types
 from easydel.trainers.run.checkpoints import (
     Checkpoints,
     check_intact,
@@ -142,7 +142,7 @@ class RunRecord:
         """
         try:
             self.place = Place(**notes["place"])
-            check_types(self.place)
+            check_options(self.place)
             self.evaluations = {int(step): _numbers(numbers) for step, numbers in notes["evaluations"].items()}
             log = restored_log(run_of(checkpoint), self.place.step, notes["lines"])
         except (TypeError, ValueError) as error:

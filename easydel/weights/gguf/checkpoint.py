@@ -53,11 +53,6 @@ class GGUFCheckpoint:
     Tensors are dequantised when read, one at a time; the last one stays in memory, because a loader asks for the
     slices of one tensor in a row. Needs the ``gguf`` extra.
 
-    Example:
-      >>> checkpoint = GGUFCheckpoint("SmolLM2-135M-Instruct.Q4_1.gguf")  # doctest: +SKIP
-      >>> checkpoint.read("model.layers.3.self_attn.q_proj.weight").shape  # doctest: +SKIP
-      (576, 576)
-
     Raises:
       ImportError: the gguf package is missing.
       FileNotFoundError: there is no such file.

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from easydel.data.batching.loader import PreferenceLoader, check_first_rows
+from easydel.data.batching.first_rows import check_first_rows
+from easydel.data.batching.loader import PreferenceLoader
 from easydel.data.faults import DataError, RowFault
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.sources.huggingface import HuggingFaceSource

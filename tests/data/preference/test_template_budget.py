@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from easydel.data.batching.loader import check_first_rows
+from easydel.data.batching.first_rows import check_first_rows
 from easydel.data.faults import BadRow, DataError, RowFault
-from easydel.data.preference.chat_renderer import ChatRenderer
 from easydel.data.preference.template_process import TemplateFailure, TemplateProcess, shared_process
+from easydel.data.preference.template_renderer import TemplateRenderer
 from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
@@ -36,7 +36,7 @@ ROW = {"prompt": MESSAGES, "chosen": [say("assistant", "The North Sea.")], "reje
 
 
 def fault_of(template: object) -> BadRow:
-    renderer = ChatRenderer(special_tokens(template), NOW).for_row(None, {})
+    renderer = TemplateRenderer(special_tokens(template), NOW).for_row(None, {})
     with pytest.raises(BadRow) as caught:
         renderer.render(MESSAGES, "prompt", generation_prompt=True)
     assert caught.value.reason == "template error" and len(caught.value.message) < 500
@@ -124,7 +124,7 @@ def test_a_template_that_fails_on_a_row_is_that_rows_fault(template, said):
 
 
 def test_a_good_template_renders_after_every_bad_one():
-    good = ChatRenderer(special_tokens("{{ messages[0].content }}"), NOW)
+    good = TemplateRenderer(special_tokens("{{ messages[0].content }}"), NOW)
     for bad in ("{{ 'x' * 10 ** 9 }}", "{{ 1 / 0 }}", "{{"):
         fault_of(bad)
         assert good.for_row(None, {}).render(MESSAGES, "prompt") == "Name a sea."

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from easydel.data.faults import BadRow
-from easydel.data.preference.chat_renderer import ChatRenderer, shows_time
+from easydel.data.preference.template_renderer import TemplateRenderer, shows_time
 
 NOW = datetime.datetime(2025, 3, 1, 12, 30)
 
@@ -183,7 +183,7 @@ def special_tokens(template: object) -> PreTrainedTokenizerFast:
 
 
 def render(tokenizer, messages, *, generation_prompt=False, tools=None, now=NOW, **kwargs) -> str:
-    renderer = ChatRenderer(tokenizer, now).for_row(tools, kwargs)
+    renderer = TemplateRenderer(tokenizer, now).for_row(tools, kwargs)
     return renderer.render(messages, "prompt", generation_prompt=generation_prompt)
 
 
@@ -320,7 +320,7 @@ def test_conversations_of_a_row_rendered_at_once_are_those_rendered_alone():
     wanted = [(messages[:1], True), (messages, False), (messages, True), (messages[:3], False)]
     for template in (CHATML, LLAMA31):
         tokenizer = special_tokens(template)
-        at_once = ChatRenderer(tokenizer, NOW).for_row([TOOL], {})
+        at_once = TemplateRenderer(tokenizer, NOW).for_row([TOOL], {})
         at_once.prepare(*wanted)
         tokenizer.chat_template = None  # nothing is rendered any more
         texts = [at_once.render(some, "prompt", generation_prompt=prompt) for some, prompt in wanted]
@@ -331,7 +331,7 @@ def test_conversations_of_a_row_rendered_at_once_are_those_rendered_alone():
 def test_the_first_failure_among_several_is_told_of_its_own_conversation():
     template = "{% if messages | length > 1 %}{{ raise_exception('too long') }}{% endif %}short"
     messages = CONVERSATIONS["answered"]
-    row = ChatRenderer(special_tokens(template), NOW).for_row(None, {})
+    row = TemplateRenderer(special_tokens(template), NOW).for_row(None, {})
     row.prepare((messages[:1], True), (messages, False), (messages[:1], False))
     assert row.render(messages[:1], "prompt", generation_prompt=True) == "short"
     with pytest.raises(BadRow, match="too long") as caught:

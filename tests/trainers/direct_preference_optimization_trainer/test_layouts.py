@@ -13,7 +13,7 @@ import pytest
 
 from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
-from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import Objective
+from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import make_objective
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     ScoringOptions,
     completion_lengths,
@@ -28,7 +28,7 @@ LAYOUTS = [
 ]
 PLAIN = ScoringOptions()
 score = jax.jit(functools.partial(score_pairs, options=PLAIN))
-SIGMOID = Objective(("sigmoid",), (1.0,), 0.1, 0.1, "reverse_kl", 0.5, 0.05, None)
+SIGMOID = make_objective(["sigmoid"], {"beta": 0.1, "label_smoothing": 0.1})
 
 
 def in_order(batch, values):
@@ -156,8 +156,11 @@ def test_a_nonfinite_loss_skips_the_update(tiny_model, pairs):
 OBJECTIVES = {
     "ld_alpha": (SIGMOID, ScoringOptions(ld_alpha=0.3)),
     "weighting": (SIGMOID, ScoringOptions(with_weight=True)),
-    "list": (Objective(("ipo", "sft"), (1.0, 0.5), 0.1, 0.0, "js_divergence", 0.5, 0.05, 0.7), ScoringOptions()),
-    "aot": (Objective(("aot",), (1.0,), 0.1, 0.1, "reverse_kl", 0.5, 0.05, None), ScoringOptions()),
+    "list": (
+        make_objective(["ipo", "sft"], {"beta": 0.1, "f_divergence_type": "js_divergence"}, [1.0, 0.5], rpo_alpha=0.7),
+        ScoringOptions(),
+    ),
+    "aot": (make_objective(["aot"], {"beta": 0.1, "label_smoothing": 0.1}), ScoringOptions()),
 }
 
 

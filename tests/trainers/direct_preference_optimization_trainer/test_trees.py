@@ -39,7 +39,7 @@ def random_tree(rng: np.random.Generator, branches: int, index: int = -1) -> Pro
 @pytest.fixture(scope="module")
 def trees() -> list[PromptTree]:
     rng = np.random.default_rng(5)
-    return [random_tree(rng, branches, index) for index, branches in enumerate((3, 1, 2, 3, 2, 1, 3))]
+    return [random_tree(rng, branches, index) for index, branches in enumerate((5, 1, 2, 5, 2, 1, 3))]
 
 
 def one_by_one(model, tree: PromptTree) -> list[float]:
@@ -54,7 +54,7 @@ def one_by_one(model, tree: PromptTree) -> list[float]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_trees_of_one_to_three_branches_score_as_separate_sequences(tiny_model, trees, layout):
+def test_trees_of_one_to_five_branches_score_as_separate_sequences(tiny_model, trees, layout):
     batch = pack_trees(trees, layout)
     sums = np.asarray(score(tiny_model, batch))
     lengths = np.asarray(branch_lengths(batch["target_slots"], *batch["branch_mask"].shape[1:]))

@@ -1,66 +1,104 @@
-"""The loss of a configuration: named objectives with their options, added up."""
+"""What an objective is: a frozen dataclass that owns its options; and the registry of all of them."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import jax
-import jax.numpy as jnp
+from easydel.options import POSITIVE, Range, option_field, require
 
-from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
-from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import F_DIVERGENCES
-from easydel.trainers.direct_preference_optimization_trainer.objectives.losses import LOSSES, PairScores, PerPair, sft
-from easydel.trainers.direct_preference_optimization_trainer.objectives.options import LOSS_OPTIONS
+if TYPE_CHECKING:
+    from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Sum of weighted objectives, plus ``rpo_alpha`` times `sft`; see `DPOConfig` for the fields.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """A loss of each pair, as a function of the pair's scores. Its fields are its options.
 
-    A list of losses sums ``weight_i * mean(loss_i)``. `log_weight` in the call is the pair's log-weight of WPO (Zhou
-    et al., WPO, 2024), None without weighting; it multiplies the preference losses and carries no gradient.
+    A subclass says what it needs; what is not needed is not computed, and is refused where it is given.
+
+    Attributes:
+      needs_reference: whether it compares the policy with a reference.
+      needs_whole_update: whether it must see all pairs of an update at once.
+      needs_margin: whether it reads the rows' column "margin".
+      is_preference: whether it compares the two completions of a pair.
+      paper: where it comes from, author, year and arXiv number.
+
+    Raises:
+      ValueError: an option is out of range; names it, what was given and what was expected.
     """
 
-    loss_types: tuple[str, ...]
-    loss_weights: tuple[float, ...]
-    beta: float
-    label_smoothing: float
-    f_divergence_type: str
-    f_alpha_divergence_coef: float
-    discopop_tau: float
-    rpo_alpha: float | None
-    reads_reference: bool = True
+    needs_reference: ClassVar[bool] = True
+    needs_whole_update: ClassVar[bool] = False
+    needs_margin: ClassVar[bool] = False
+    is_preference: ClassVar[bool] = True
+    paper: ClassVar[str]
 
-    @classmethod
-    def of(cls, config: DPOConfig) -> Objective:
-        """The objective that a configuration asks for."""
-        return cls(
-            loss_types=config.loss_types,
-            loss_weights=tuple(config.loss_weights or [1.0] * len(config.loss_types)),
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            f_divergence_type=config.f_divergence_type,
-            f_alpha_divergence_coef=config.f_alpha_divergence_coef,
-            discopop_tau=config.discopop_tau,
-            rpo_alpha=config.rpo_alpha,
-            reads_reference=config.reads_reference,
-        )
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, within = getattr(self, field.name), field.metadata.get("within")
+            require(within is None or value in within, field.name, value, str(within))
 
-    def score(self, log_ratio: PerPair) -> PerPair:
-        """A log-ratio through the f-divergence."""
-        return F_DIVERGENCES[self.f_divergence_type](log_ratio, self.f_alpha_divergence_coef)
+    @abc.abstractmethod
+    def __call__(self, scores: PairScores) -> PerPair:
+        """One loss a pair, float32; the update's loss is their mean."""
 
-    def __call__(self, scores: PairScores, log_weight: PerPair | None = None) -> PerPair:
-        """One loss a pair; the update's loss is their mean."""
-        loss = jnp.zeros_like(scores.chosen)
-        for name, weight in zip(self.loss_types, self.loss_weights):
-            loss += weight * LOSSES[name](scores, **self._options(name))
-        if log_weight is not None:
-            loss *= jax.lax.stop_gradient(jnp.exp(log_weight))
-        return loss if self.rpo_alpha is None else loss + self.rpo_alpha * sft(scores)
 
-    def _options(self, name: str) -> dict[str, float]:
-        if name == "sft":
-            return {}
-        own = {"label_smoothing": self.label_smoothing, "discopop_tau": self.discopop_tau}
-        return {"beta": self.beta} | {option: own[option] for option in LOSS_OPTIONS[name] & own.keys()}
+def beta_option() -> Any:
+    """The option `beta`, which most objectives own."""
+    return option_field(
+        0.1,
+        changes="result",
+        within=POSITIVE,
+        help="Strength of the pull towards the reference; without a reference, the scale of the margin.",
+    )
+
+
+def label_smoothing_option() -> Any:
+    """The option `label_smoothing`, which several objectives own."""
+    return option_field(
+        0.0,
+        changes="result",
+        within=Range("a share", least=0, below=0.5),
+        help="Assumed share of pairs whose labels are swapped.",
+    )
+
+
+# Every name that `loss_type` takes, in alphabetical order of the files; importing the package `objectives` fills it.
+OBJECTIVES: dict[str, type[Objective]] = {}
+_Class = TypeVar("_Class", bound=type[Objective])
+
+
+def register(*names: str) -> Callable[[_Class], _Class]:
+    """Make an objective known to `loss_type` under a name, and further names for the same."""
+
+    def add(objective: _Class) -> _Class:
+        for name in names:
+            if name in OBJECTIVES:
+                raise ValueError(f"two objectives are called {name}: {OBJECTIVES[name]} and {objective}.")
+            OBJECTIVES[name] = objective
+        return objective
+
+    return add
+
+
+def owners(option_name: str) -> list[str]:
+    """The names of the objectives that own an option."""
+    return [
+        name
+        for name, objective in OBJECTIVES.items()
+        if option_name in (field.name for field in dataclasses.fields(objective))
+    ]
+
+
+def option_fields() -> dict[str, dataclasses.Field[Any]]:
+    """Every option of every objective, by name."""
+    return {field.name: field for objective in OBJECTIVES.values() for field in dataclasses.fields(objective)}
+
+
+def owned_option(name: str) -> Any:
+    """The field of `DPOConfig` for an option, as the objectives that own it declare it."""
+    declared = option_fields()[name]
+    return dataclasses.field(default=declared.default, metadata=declared.metadata)

@@ -1,1 +1,0 @@
-"""What `benchmarks/gpu.py` is made of."""

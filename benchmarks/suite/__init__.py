@@ -1,1 +1,0 @@
-"""What the benchmarks against peers are made of: rows, contenders, arithmetic, tables."""
