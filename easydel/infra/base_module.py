@@ -23,6 +23,7 @@ from easydel.infra.mesh import create_mesh, tree_shardings
 from easydel.layers import lora, quantize
 from easydel.layers.lora import split_trainable
 from easydel.layers.surgery import layer_linears
+from easydel.ops.attention.tree_attention import AttentionBackend
 from easydel.weights import peft
 from easydel.weights.hugging_face import CheckpointFiles, write_folder
 from easydel.weights.pretrained import (
@@ -65,6 +66,7 @@ class EasyDeLBaseModule(LanguageModel):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1),
+        attention_backend: AttentionBackend | None = None,
     ) -> Self:
         """Load from opened files; each device reads its own slices.
 
@@ -75,6 +77,11 @@ class EasyDeLBaseModule(LanguageModel):
           param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
             updates of DPO's size.
           sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
+          attention_backend: what computes attention over whole rows, "cudnn", "tpu" or "xla"; None chooses by device,
+            dtype and head size. Any of them gives the same numbers up to rounding.
+
+        Raises:
+          ValueError: the files do not hold a model of this family, or an option is none of the above.
         """
         found = files.config.get("model_type")
         if found != cls.model_type:
@@ -90,6 +97,7 @@ class EasyDeLBaseModule(LanguageModel):
             cls.read_config(files.config), kept_files=files.kept_files, source=str(files.path.absolute())
         )
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
+        skeleton = dataclasses.replace(skeleton, attention_backend=attention_backend)
         mesh = create_mesh(sharding_axis_dims)
         return load_parameters(files, skeleton, cls.weight_map_for(config), cls.partition_rules, mesh, param_dtype)
 

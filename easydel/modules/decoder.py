@@ -219,7 +219,9 @@ class DecoderForCausalLM(EasyDeLBaseModule):
                 q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
                 keys, values = map(with_past, past or (None, None), (k, v))
                 options = AttentionOptions(settings.window, config.attention_scale, config.attention_soft_cap)
-                attended = tree_attention(q, keys, values, all_ids, options, query_start=start)
+                attended = tree_attention(
+                    q, keys, values, all_ids, options, query_start=start, backend=self.attention_backend
+                )
                 return attended.reshape(rows * length, *attended.shape[2:]), None if past is None else (keys, values)
 
             if settings.rotary is not None:
