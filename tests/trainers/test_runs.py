@@ -208,12 +208,12 @@ def test_a_model_name_that_is_no_name_of_a_folder_is_refused(name):
 
 def rewrite_notes(checkpoint: Path, **changes) -> None:
     """Change the notes and make the manifest agree, as an attacker would."""
-    from easydel.infra.state_files import _contents
+    from easydel.infra.state_files import folder_contents
 
     notes = json.loads((checkpoint / NOTES).read_text()) | changes
     (checkpoint / NOTES).write_text(json.dumps(notes))
     (checkpoint / MANIFEST).unlink()
-    (checkpoint / MANIFEST).write_text(json.dumps({"files": _contents(checkpoint)}))
+    (checkpoint / MANIFEST).write_text(json.dumps({"files": folder_contents(checkpoint)}))
 
 
 PLACE = {"step": 1, "data": None, "evaluated": None}
@@ -387,16 +387,16 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried(r
     with pytest.raises(WriteError, match="the last checkpoint, 3 .* The trained model is in trainer.model"):
         run.close(None)
     assert run.last_checkpoint == latest_checkpoint(run.folder) == run.folder / "checkpoints" / "2"
-    run.checkpoints._failure = None  # the fixture closes once more
+    run.checkpoints.failure = None  # the fixture closes once more
 
 
 def test_an_error_that_ended_the_run_is_not_hidden_by_a_checkpoint_that_failed(record, monkeypatch):
     run = record()
     run.open(IDENTITY)
     run.place.step = 1
-    run.checkpoints._failure = WriteError("full")
+    run.checkpoints.failure = WriteError("full")
     run.close(ZeroDivisionError())
-    run.checkpoints._failure = None
+    run.checkpoints.failure = None
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
