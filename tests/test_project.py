@@ -189,8 +189,7 @@ def called_name(call: ast.Call) -> str:
 # A named tuple's methods begin with a line to keep clear of its fields.
 NOT_OURS = {"_exit", "_src", "_asdict", "_replace"}
 # Private names that tests still read, by file. Take out what is mended; nothing may come in.
-KNOWN_PRIVATE: dict[str, set[str]] = {
-}  # fmt: skip
+KNOWN_PRIVATE: dict[str, set[str]] = {}
 
 
 def test_tests_read_no_private_attribute():
