@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import easydel
 import easydel.trainers
@@ -255,3 +257,26 @@ def test_type_checkers_see_the_names_that_load_on_first_use(module):
     (block,) = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If)]
     seen = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert set(module.__all__) == set(seen)
+
+
+def test_workflow_and_package_name_the_same_pythons():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    prefix = "Programming Language :: Python :: "
+    named = [name.removeprefix(prefix) for name in project["project"]["classifiers"] if name.startswith(prefix)]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == named
+    assert {"run": ".ci/run"} in jobs["test"]["steps"]
+
+
+def test_the_package_says_that_it_is_typed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert (PACKAGE / "py.typed").read_text() == ""
+    assert project["tool"]["setuptools"]["package-data"] == {"easydel": ["py.typed"]}
+
+
+def test_citation_changelog_and_package_name_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == easydel.__version__
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert f"## [{easydel.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -171,7 +171,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
     def update(
         gradient: PyTree,
         state: optax.EmptyState,
-        params: PyTree | None = None,
+        _params: PyTree | None = None,
         *,
         grad_norm: Float[Array, ""] | None = None,
         **_: Any,
@@ -180,7 +180,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
         return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), gradient), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def decayed_parameters(params: PyTree) -> PyTree:

@@ -483,7 +483,7 @@ def nested(depth):
         nested(50_000), "[" * 50_000, '[{"role":' * 20_000, {"a": nested(50_000)},
         [{"role": "user", "content": nested(5000)}],
         [{"role": "assistant", "content": "a", "x": nested(5000)}], [call({"a": nested(5000)})], [call('{"a":' * 5000)],
-        [call({"a": 10**5000})], [call({3: 4})], [assistant("a", **{"x": {("a",): 1}})],
+        [call({"a": 10**5000})], [call({3: 4})], [assistant("a", x={("a",): 1})],
     ],
 )  # fmt: skip
 def test_nothing_is_too_deep_or_too_large_to_answer_for(chatml, column, value):
