@@ -154,6 +154,7 @@ def preference_metrics(
         rejected_length=rejected_length,
         is_pair=batch["pair_mask"],
         mean_chosen_length=totals.mean_chosen_length,
+        margin=batch.get("pair_margin"),
         log_weight=policy.log_weight,
     )
     losses = objective(scores) * batch["pair_weight"]

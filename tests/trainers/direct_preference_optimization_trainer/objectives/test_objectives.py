@@ -37,7 +37,7 @@ from tests.trainers.direct_preference_optimization_trainer.objectives.closed_for
 )
 
 BETA, EPSILON, TAU = 0.3, 0.1, 0.5
-# Those with a file of their own have their formula in a test of their own.
+# Others, each in a file of its own, have their formula in a test of their own.
 NAMES = (
     *("sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
     *("aot", "aot_unpaired", "aot_pair", "apo_zero", "apo_down", "discopop", "sft"),
