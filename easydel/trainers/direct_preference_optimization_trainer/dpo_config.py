@@ -37,6 +37,7 @@ class DPOConfig(TrainingArguments):
     f_divergence_type: FDivergence = owned_option("f_divergence_type")
     f_alpha_divergence_coef: float = owned_option("f_alpha_divergence_coef")
     discopop_tau: float = owned_option("discopop_tau")
+    target_margin: float = owned_option("target_margin")
 
     ld_alpha: float | None = option_field(None, changes="result")
     """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
