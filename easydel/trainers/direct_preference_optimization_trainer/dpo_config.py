@@ -38,6 +38,7 @@ class DPOConfig(TrainingArguments):
     f_alpha_divergence_coef: float = owned_option("f_alpha_divergence_coef")
     discopop_tau: float = owned_option("discopop_tau")
     target_margin: float = owned_option("target_margin")
+    dpop_lambda: float = owned_option("dpop_lambda")
 
     ld_alpha: float | None = option_field(None, changes="result")
     """Weight, 0 to 1, of the tokens beyond the shorter completion's length; None weighs all alike."""
