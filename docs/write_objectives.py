@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import (
     OBJECTIVES,
@@ -60,8 +61,9 @@ def table_of_objectives() -> str:
 def table_of_options() -> str:
     lines = ["| option | default | range | meaning | of |", "|---|---|---|---|---|"]
     for name, field in sorted(option_fields().items()):
-        span = field.metadata.get("within", "a name" if isinstance(field.default, str) else "any number")
         own = owners(name)
+        names = get_args(get_type_hints(OBJECTIVES[own[0]])[name])
+        span = ", ".join(f"`{one}`" for one in names) or field.metadata.get("within", "any number")
         of = ", ".join(f"`{owner}`" for owner in own) if len(own) <= 7 else "most"
         lines.append(f"| `{name}` | `{field.default!r}` | {span} | {field.metadata['help'].removesuffix('.')} | {of} |")
     return "\n".join(lines)
