@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from easydel.infra.language_model import LanguageModel
+from easydel.ops.attention.inputs import TokenIds
 
 # Prompts are padded to a multiple of this, so that prompts of similar length share one compilation.
 PROMPT_MULTIPLE = 64
@@ -75,10 +76,10 @@ def generate(
 def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key, max_new_tokens):
     rows, width = input_ids.shape
     cache = model.empty_cache(rows, width + max_new_tokens)
-    hidden, cache = model.hidden_states_with_cache(input_ids, position_ids, cache)
+    hidden, cache, _ = model.hidden_states(input_ids, TokenIds.of_sequences(position_ids), cache=cache)
 
     def next_tokens(hidden, key):
-        logits = (hidden[:, -1] @ model.output_embedding.T).astype(jnp.float32)
+        logits = model.logits(hidden)[:, -1]
         greedy = jnp.argmax(logits, axis=-1)
         scaled = _keep_top_p(logits / jnp.maximum(temperature, 1e-6), top_p)
         return jnp.where(temperature > 0, jax.random.categorical(key, scaled, axis=-1), greedy).astype(jnp.int32)
@@ -90,7 +91,7 @@ def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key,
         lengths = jnp.where(done, lengths, step + 1)
         tokens = tokens.at[:, step].set(token)
         positions = position_ids[:, -1:] + 1 + step
-        hidden, cache = model.hidden_states_with_cache(token[:, None], positions, cache)
+        hidden, cache, _ = model.hidden_states(token[:, None], TokenIds.of_sequences(positions), cache=cache)
         return step + 1, tokens, lengths, done, hidden[:, -1:], cache
 
     def unfinished(carry):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from easydel.errors import shown
 from easydel.infra.config_keys import LARGEST_INDEX, Key, mapping, number, only, read_keys, switch, whole
-from easydel.infra.rotary_config import ROPE_THETA, ROTARY_KINDS, RotaryScaling, read_rotary
+from easydel.infra.rotary_config import ROPE_THETA, ROTARY_KINDS, RotaryScaling, RotaryTable, read_rotary
 
 LARGEST_WIDTH = 2**24
+ONE_KIND = "layer"
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # What every family reads from config.json. A family overrides what it reads otherwise.
@@ -73,6 +74,10 @@ class EasyDeLBaseConfig:
     whole original as JSON text and `kept_files` the names and texts of the files that go with the weights, so that
     `save_pretrained` gives back what it was given; `source` is where it was loaded from.
 
+    The properties are what the forward pass that all families share reads beside the sizes. A family that computes one
+    of them otherwise has a config class of its own: fields in the names of its ``config.json``, and these properties
+    overridden to say what the fields mean.
+
     Raises:
       ValueError: the sizes do not fit one another.
     """
@@ -119,14 +124,76 @@ class EasyDeLBaseConfig:
                 f"num_hidden_layers={self.num_hidden_layers}."
             )
 
+    @property
+    def rotary_tables(self) -> tuple[RotaryTable | None, ...]:
+        """The rotary tables that layers choose from; None turns nothing."""
+        return (RotaryTable(self.rope_theta, self.rope_scaling),)
+
+    @property
+    def layer_rotary(self) -> tuple[int, ...]:
+        """The index into `rotary_tables` of each layer."""
+        return (0,) * self.num_hidden_layers
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer: those of one kind have parameters of the same shapes, and are stacked together."""
+        return (ONE_KIND,) * self.num_hidden_layers
+
+    @property
+    def layer_stacks(self) -> dict[str, tuple[int, ...]]:
+        """Path of each stack of layers in the model -> the numbers of its layers, from 0."""
+        kinds = dict.fromkeys(self.layer_kinds)
+        return {
+            "layers" if len(kinds) == 1 else f"layers.{kind}": tuple(
+                layer for layer, own in enumerate(self.layer_kinds) if own == kind
+            )
+            for kind in kinds
+        }
+
+    @property
+    def attention_scale(self) -> float | None:
+        """Factor of the dot product of query and key; None is ``1 / sqrt(head_dim)``."""
+        return None
+
+    @property
+    def attention_soft_cap(self) -> float | None:
+        """``c`` of ``s -> c tanh(s / c)`` for attention's scores; None leaves them as they are."""
+        return None
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by on their way in."""
+        return 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by."""
+        return 1.0
+
+    @property
+    def logit_soft_cap(self) -> float | None:
+        """``c`` of ``z -> c tanh(z / c)`` for scaled logits; None leaves them as they are."""
+        return None
+
+
+Config = TypeVar("Config", bound=EasyDeLBaseConfig)
+
 
 def read_decoder_keys(raw: Mapping[str, Any], family: dict[str, Key]) -> dict[str, Any]:
     """The keys of a decoder's ``config.json`` with those of its family, checked; see `read_keys`."""
     return read_keys(raw, DECODER_KEYS | family, f"config.json of model_type {shown(raw.get('model_type'))}")
 
 
-def decoder_config(raw: Mapping[str, Any], values: Mapping[str, Any], **family: Any) -> EasyDeLBaseConfig:
+def decoder_config(
+    config_class: type[Config], raw: Mapping[str, Any], values: Mapping[str, Any], **family: Any
+) -> Config:
     """The config that checked `values` of ``config.json`` describe, plus what the `family` file says.
+
+    Args:
+      config_class: `EasyDeLBaseConfig`, or a family's own.
+      raw: the whole ``config.json``.
+      values: what `read_decoder_keys` gave.
+      **family: fields of the config that are not said by the keys of every family.
 
     Raises:
       ValueError: values that contradict one another; names them.
@@ -141,7 +208,7 @@ def decoder_config(raw: Mapping[str, Any], values: Mapping[str, Any], **family: 
             )
         head_dim = hidden // heads
     theta, scaling = read_rotary(values)
-    return EasyDeLBaseConfig(
+    return config_class(
         **{
             "vocab_size": values["vocab_size"],
             "hidden_size": hidden,

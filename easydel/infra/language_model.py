@@ -16,16 +16,42 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import PartitionRules
+from easydel.ops.attention.inputs import TokenIds
+from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs, linear_logits
 from easydel.weights.weight_map import WeightMap
+
+# What layers give for losses beside the main one: name -> sum over the tokens they count.
+AuxiliarySums = Mapping[str, Array]
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of the tokens so far; a position of -1 marks a slot that nobody sees."""
+    """Keys and values of the tokens so far, in slots that fill up from the left.
 
-    keys: Float[Array, "layers rows slots kv_heads head_dim"]
-    values: Float[Array, "layers rows slots kv_heads head_dim"]
-    positions: Int[Array, "rows slots"]
+    Attributes:
+      layers: for each kind of layer (`EasyDeLBaseConfig.layer_kinds`) its keys and its values,
+        ``[layers, rows, slots, kv_heads, head_dim]``.
+      ids: where the tokens belong; segment 0 marks a slot that nobody sees.
+      length: slots in use.
+    """
+
+    layers: Mapping[str, tuple[Array, Array]]
+    ids: TokenIds
     length: Int[Array, ""]
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+      hidden: final normalised hidden states.
+      cache: the cache that came in with the new tokens added; None without one.
+      auxiliary: what the layers give for losses beside the main one, by name: sums over layers and over all tokens but
+        padding. Dense families give none.
+    """
+
+    hidden: Float[Array, "rows length hidden"]
+    cache: KeyValueCache | None
+    auxiliary: AuxiliarySums
 
 
 class LanguageModel(eqx.Module):
@@ -79,35 +105,78 @@ class LanguageModel(eqx.Module):
     @property
     @abc.abstractmethod
     def output_embedding(self) -> Float[Array, "vocab hidden"]:
-        """The head: a token's logit is its row times the hidden state."""
+        """The head's weight, in the compute dtype: a token's logit before scale and soft-cap is its row times the
+        hidden state.
+        """
 
     @abc.abstractmethod
     def hidden_states(
         self,
         input_ids: Int[Array, "rows length"],
-        position_ids: Int[Array, "rows length"],
-        segment_ids: Int[Array, "rows length"],
-        branch_ids: Int[Array, "rows length"],
+        ids: TokenIds,
+        *,
+        cache: KeyValueCache | None = None,
         remat: bool = False,
-    ) -> Float[Array, "rows length hidden"]:
-        """Final normalised hidden states of rows of trees; `remat` rebuilds each layer in the backward pass."""
+    ) -> ModelOutput:
+        """Run the layers over rows of trees: the one forward pass of training, scoring and generation.
+
+        Args:
+          input_ids: the tokens.
+          ids: segment, branch and position of each token.
+          cache: keys and values of the tokens before these, which these see as well; None where rows begin here.
+          remat: rebuild each layer in the backward pass instead of keeping its activations.
+
+        Example:
+          >>> from easydel.modules.llama import LlamaForCausalLM
+          >>> raw = dict(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+          >>> model = LlamaForCausalLM.init(LlamaForCausalLM.read_config(raw), jax.random.key(0))
+          >>> tokens = jnp.array([[1, 5, 7]])
+          >>> output = model.hidden_states(tokens, TokenIds.of_sequences(jnp.array([[0, 1, 2]])))
+          >>> output.hidden.shape
+          (1, 3, 4)
+          >>> bool((model.logits(output.hidden) == model(tokens)).all())
+          True
+        """
 
     @abc.abstractmethod
-    def hidden_states_with_cache(
-        self, input_ids: Int[Array, "rows new"], position_ids: Int[Array, "rows new"], cache: KeyValueCache
-    ) -> tuple[Float[Array, "rows new hidden"], KeyValueCache]:
-        """Hidden states of new tokens that see the cached ones, and the cache with them added."""
+    def empty_cache(self, rows: int, slots: int) -> KeyValueCache:
+        """A cache with room for `slots` tokens in each row."""
 
     def __call__(self, input_ids: Int[Array, "rows length"]) -> Float[Array, "rows length vocab"]:
         """Logits of plain sequences, float32."""
-        position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-        ones, zeros = jnp.ones_like(position_ids), jnp.zeros_like(position_ids)
-        hidden = self.hidden_states(input_ids, position_ids, ones, zeros)
-        return jnp.einsum("rld,vd->rlv", hidden, self.output_embedding, preferred_element_type=jnp.float32)
+        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        return self.logits(self.hidden_states(input_ids, TokenIds.of_sequences(positions)).hidden)
 
-    def empty_cache(self, rows: int, slots: int) -> KeyValueCache:
-        """A cache with room for `slots` tokens in each row."""
+    def logits(self, hidden: Float[Array, "rows length hidden"]) -> Float[Array, "rows length vocab"]:
+        """Scaled and capped logits of final hidden states, float32."""
         config = self.config
-        shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
-        zeros = jnp.zeros(shape, self.dtype)
-        return KeyValueCache(zeros, zeros, jnp.full((rows, slots), -1, jnp.int32), jnp.int32(0))
+        return linear_logits(hidden, self.output_embedding, config.logit_soft_cap, config.logit_scale)
+
+    def log_probs(
+        self,
+        hidden: Float[Array, "rows length hidden"],
+        targets: Int[Array, "rows length"],
+        count: int | Int[Array, ""] | None = None,
+    ) -> Float[Array, "rows length"]:
+        """Log-probabilities of target tokens under the soft-max of `logits`, which never exist as a whole.
+
+        Arguments and result are those of `easydel.ops.linear_log_probs.linear_log_probs`.
+        """
+        config = self.config
+        return linear_log_probs(
+            hidden,
+            self.output_embedding,
+            targets,
+            count,
+            soft_cap=config.logit_soft_cap,
+            logit_scale=config.logit_scale,
+        )
+
+    def log_collision(
+        self, hidden: Float[Array, "rows length hidden"], count: int | Int[Array, ""] | None = None
+    ) -> Float[Array, "rows length"]:
+        """Log-chance that two draws from the soft-max of `logits` agree; see `linear_log_collision`."""
+        config = self.config
+        return linear_log_collision(
+            hidden, self.output_embedding, count, soft_cap=config.logit_soft_cap, logit_scale=config.logit_scale
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from easydel.errors import shown
 from easydel.infra.config_keys import LARGEST_INDEX, Key, number, only, read_keys, text, whole
@@ -46,7 +46,14 @@ class RotaryScaling:
     original_max_position_embeddings: int = 8192
 
 
-def read_rotary(values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
+class RotaryTable(NamedTuple):
+    """What the angles of a layer's positions are computed from: a base and how its frequencies are scaled."""
+
+    theta: float
+    scaling: RotaryScaling | None = None
+
+
+def read_rotary(values: Mapping[str, Any]) -> RotaryTable:
     """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``."""
     readings = {
         name: _read_one(name, values[name], values) for name in ("rope_parameters", "rope_scaling") if values[name]
@@ -56,10 +63,10 @@ def read_rotary(values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]
             f'config.json has "rope_parameters": {shown(values["rope_parameters"], 120)} and "rope_scaling": '
             f"{shown(values['rope_scaling'], 120)}, which say different things; remove the wrong one."
         )
-    return next(iter(readings.values()), (float(values["rope_theta"] or DEFAULT_THETA), None))
+    return next(iter(readings.values()), RotaryTable(float(values["rope_theta"] or DEFAULT_THETA)))
 
 
-def _read_one(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[float, RotaryScaling | None]:
+def _read_one(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> RotaryTable:
     kinds = {rope[key] for key in ("rope_type", "type") if isinstance(rope.get(key), str)}
     if len(kinds) > 1:
         raise ValueError(f'config.json has two kinds in "{name}": {shown(rope, 120)}; rope_type and type must agree.')
@@ -75,7 +82,7 @@ def _read_one(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> 
         )
     theta = next(iter(thetas), DEFAULT_THETA)
     if kind == "default":
-        return theta, None
+        return RotaryTable(theta)
     settings: dict[str, Any] = {"rope_type": kind} | {key: read[key] for key in ROTARY_KINDS[kind]}
     if kind == "llama3":
         settings["original_max_position_embeddings"] = (
@@ -86,4 +93,4 @@ def _read_one(name: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> 
                 f'config.json has "high_freq_factor": {settings["high_freq_factor"]} in "{name}", which must be above '
                 f'"low_freq_factor": {settings["low_freq_factor"]}.'
             )
-    return theta, RotaryScaling(**settings)
+    return RotaryTable(theta, RotaryScaling(**settings))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from easydel.infra.rotary_config import RotaryScaling
+from easydel.infra.rotary_config import RotaryScaling, RotaryTable
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of every token's rotary angles, float32."""
+
+    cos: Float[Array, "*tables tokens half"]
+    sin: Float[Array, "*tables tokens half"]
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None) -> np.ndarray:
@@ -24,18 +32,26 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | Non
     return (keep * frequencies + (1 - keep) * frequencies / scaling.factor).astype(np.float32)
 
 
-def rotary_angles(
-    position_ids: Int[Array, ...], frequencies: Float[np.ndarray, " half"]
-) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
+def rotary_angles(position_ids: Int[Array, " tokens"], frequencies: Float[np.ndarray, " half"]) -> Angles:
     """Cosine and sine of every position's angles, float32."""
     angles = position_ids[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    return Angles(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(
-    x: Float[Array, "tokens heads head_dim"], cos: Float[Array, "tokens half"], sin: Float[Array, "tokens half"]
-) -> Float[Array, "tokens heads head_dim"]:
+def table_angles(table: RotaryTable | None, position_ids: Int[Array, " tokens"], head_dim: int) -> Angles:
+    """The angles that a table gives to positions; None turns nothing, all its angles are zero.
+
+    Example:
+      >>> table_angles(None, jnp.array([0, 5]), head_dim=4).cos.tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
+    if table is None:
+        return rotary_angles(position_ids, np.zeros(head_dim // 2, np.float32))
+    return rotary_angles(position_ids, rotary_frequencies(head_dim, table.theta, table.scaling))
+
+
+def rotate(x: Float[Array, "tokens heads head_dim"], angles: Angles) -> Float[Array, "tokens heads head_dim"]:
     """Turn queries or keys by their positions' angles; dimension i pairs with i + head_dim / 2 (RoFormer, 2021)."""
-    cos, sin = cos[:, None, :].astype(x.dtype), sin[:, None, :].astype(x.dtype)
+    cos, sin = (part[:, None, :].astype(x.dtype) for part in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

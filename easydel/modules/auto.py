@@ -6,16 +6,9 @@ from typing import Any
 
 from easydel.errors import shown
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.modules.llama import LlamaForCausalLM
-from easydel.modules.mistral import MistralForCausalLM
-from easydel.modules.qwen2 import Qwen2ForCausalLM
-from easydel.modules.qwen3 import Qwen3ForCausalLM
+from easydel.modules import FAMILIES
 from easydel.weights.peft import base_of_adapter, is_adapter_folder
 from easydel.weights.pretrained import local_path, open_checkpoint
-
-FAMILIES: dict[str, type[EasyDeLBaseModule]] = {
-    family.model_type: family for family in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-}
 
 
 class AutoEasyDeLModelForCausalLM:

@@ -1,11 +1,22 @@
-"""The decoder every family shares: embedding, stacked layers under one scan, final norm, head."""
+"""The decoder that all families share: embedding, stacked layers, final norm; one forward pass for everything.
+
+Read on in this order:
+
+1. `easydel.modules.llama`: a family, which is its config's keys, its layers' parts and its tensors' names.
+2. `easydel.infra.base_config`: what a config says, and which of it the forward pass below reads.
+3. `DecoderForCausalLM.hidden_states`, below.
+4. `easydel.layers.decoder_layer`: where the norms stand; then `attention`, `mlp`, `norm`, `rotary` beside it.
+5. `easydel.layers.layer_stacks`: how layers of several shapes are run.
+6. `easydel.ops.attention.tree_attention`: attention over trees, and `easydel.ops.linear_log_probs`: the head.
+7. `easydel.infra.language_model`: the head's options, and `easydel.infra.base_module`: files, adapters, generation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -13,18 +24,23 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.infra.language_model import KeyValueCache
+from easydel.infra.language_model import AuxiliarySums, KeyValueCache, ModelOutput
 from easydel.infra.mesh import PartitionRules, constrain
+from easydel.layers.attention import SelfAttention
+from easydel.layers.decoder_layer import DecoderLayer, PreNormLayer
+from easydel.layers.embedding import Embedding
+from easydel.layers.layer_stacks import scan_stacks
 from easydel.layers.linear import Linear, QuantizedWeight
-from easydel.layers.rotary import rotary_angles, rotary_frequencies, rotate
+from easydel.layers.mlp import GatedMLP
+from easydel.layers.norm import RMSNorm
+from easydel.layers.rotary import Angles, table_angles
 from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.residuals import keep_attention
 from easydel.ops.attention.tree_attention import tree_attention
 from easydel.ops.mesh_axes import DATA_AXES
 from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
 
-T = TypeVar("T")
-# To write and read an element of an activation costs as much as to compute it anew, unless it comes from a product.
+# Reading and writing an element of an activation costs as much as computing it again, unless it comes from a product.
 KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
 )
@@ -37,127 +53,37 @@ LAYER_RULES = (
     TensorRule("self_attn.k_norm.weight"),
     *(rule for name in ("gate", "up", "down") for rule in linear(f"mlp.{name}_proj")),
 )
-# (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
-Attend = Callable[[Array, Array, Array], tuple[Array, T]]
+NO_WINDOW = jnp.iinfo(jnp.int32).max
+KeysAndValues = tuple[Array, Array]
 
 
-class Embedding(eqx.Module):
-    """One vector a token id."""
+class LayerSettings(NamedTuple):
+    """What layers of one shape may differ in without its being a parameter.
 
-    weight: Float[Array, "vocab hidden"]
+    Attributes:
+      window: tokens a query looks back; None for all.
+      rotary: index into the config's rotary tables.
+    """
 
-
-class RMSNorm(eqx.Module):
-    """Scale to unit root mean square, in float32 (Zhang & Sennrich 2019)."""
-
-    weight: Float[Array, " size"]
-    eps: float = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (self.weight * normed).astype(x.dtype)
-
-
-class SelfAttention(eqx.Module):
-    """Projections around an attention that the caller chooses."""
-
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
-    head_dim: int = eqx.field(static=True)
-
-    @classmethod
-    def init(cls, key: PRNGKeyArray, config: EasyDeLBaseConfig) -> SelfAttention:
-        keys = jax.random.split(key, 4)
-        hidden, std = config.hidden_size, config.initializer_range
-        queries = config.num_attention_heads * config.head_dim
-        keys_values = config.num_key_value_heads * config.head_dim
-
-        def head_norm():
-            return RMSNorm(jnp.ones(config.head_dim), config.rms_norm_eps) if config.qk_norm else None
-
-        return cls(
-            q_proj=Linear.init(keys[0], hidden, queries, std, config.qkv_bias),
-            k_proj=Linear.init(keys[1], hidden, keys_values, std, config.qkv_bias),
-            v_proj=Linear.init(keys[2], hidden, keys_values, std, config.qkv_bias),
-            o_proj=Linear.init(keys[3], queries, hidden, std, config.attention_output_bias),
-            q_norm=head_norm(),
-            k_norm=head_norm(),
-            head_dim=config.head_dim,
-        )
-
-    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend[T]) -> tuple[Array, T]:
-        q, k, v = (
-            project(x).reshape(x.shape[0], -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        attended, extra = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return self.o_proj(attended.reshape(x.shape[0], -1)), extra
-
-
-class GatedMLP(eqx.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
-
-    @classmethod
-    def init(cls, key: PRNGKeyArray, config: EasyDeLBaseConfig) -> GatedMLP:
-        gate, up, down = jax.random.split(key, 3)
-        sizes = config.hidden_size, config.intermediate_size
-        return cls(
-            gate_proj=Linear.init(gate, *sizes, config.initializer_range, config.mlp_bias),
-            up_proj=Linear.init(up, *sizes, config.initializer_range, config.mlp_bias),
-            down_proj=Linear.init(down, *sizes[::-1], config.initializer_range, config.mlp_bias),
-        )
-
-    def __call__(self, x: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(eqx.Module):
-    """Pre-norm attention and MLP with residual connections."""
-
-    input_layernorm: RMSNorm
-    self_attn: SelfAttention
-    post_attention_layernorm: RMSNorm
-    mlp: GatedMLP
-
-    @classmethod
-    def init(cls, key: PRNGKeyArray, config: EasyDeLBaseConfig) -> DecoderLayer:
-        attention, mlp = jax.random.split(key)
-        return cls(
-            input_layernorm=RMSNorm(jnp.ones(config.hidden_size), config.rms_norm_eps),
-            self_attn=SelfAttention.init(attention, config),
-            post_attention_layernorm=RMSNorm(jnp.ones(config.hidden_size), config.rms_norm_eps),
-            mlp=GatedMLP.init(mlp, config),
-        )
-
-    def __call__(self, x: Array, cos: Array, sin: Array, attend: Attend[T]) -> tuple[Array, T]:
-        attended, extra = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), extra
+    window: int | Int[Array, "*layers"] | None
+    rotary: int | Int[Array, "*layers"] | None
 
 
 class DecoderForCausalLM(EasyDeLBaseModule):
-    """A decoder-only language model. Families differ in how they read ``config.json``, not here.
+    """A decoder-only language model. A family says how it reads ``config.json``, its layers' parts and its names.
 
-    The layers' parameters are stacked on a leading axis. Dense layers see one flat token axis, so that a weight's
-    gradient is one plain matrix product; only attention sees rows.
+    Layers of one shape are stacked on a leading axis; where a family has several shapes, there is one stack for each
+    kind (`EasyDeLBaseConfig.layer_kinds`). Dense layers see one flat token axis, so that a weight's gradient is one
+    plain matrix product; only attention sees rows.
     """
 
     embed_tokens: Embedding
-    layers: DecoderLayer
+    layers: DecoderLayer | dict[str, DecoderLayer]
     norm: RMSNorm
     lm_head: Linear | None
 
     layer_prefix: ClassVar[str] = "model.layers."
+    layer_rules: ClassVar[tuple[TensorRule, ...]] = LAYER_RULES
     # The last dimensions of each; what leads them (the layers) is whole.
     partition_rules: ClassVar[PartitionRules] = (
         (r"(^|\.)v_(row|col)\.", P()),  # Adafactor's moments, a row or a column for each matrix
@@ -175,28 +101,76 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
     @classmethod
     def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
-        layers = tuple(range(config.num_hidden_layers))
+        stacks = config.layer_stacks.items()
         return WeightMap(
             (
                 TensorRule("model.embed_tokens.weight", ("embed_tokens.weight",)),
-                *(rule.under("layers", f"{cls.layer_prefix}{LAYER}", layers) for rule in LAYER_RULES),
+                *(
+                    rule.under(path, f"{cls.layer_prefix}{LAYER}", layers)
+                    for path, layers in stacks
+                    for rule in cls.layer_rules
+                ),
                 TensorRule("model.norm.weight", ("norm.weight",)),
                 TensorRule("lm_head.weight"),
             )
         )
 
     @classmethod
+    def init_layer(cls, key: PRNGKeyArray, config: Any, kind: str) -> DecoderLayer:  # noqa: ARG003  for overriding
+        """One layer with random parameters, made of the parts that the family has chosen: Llama's here.
+
+        Args:
+          key: draws the weights.
+          config: of the family's own class.
+          kind: which of `EasyDeLBaseConfig.layer_kinds`; most families have one.
+        """
+        attention, mlp = jax.random.split(key)
+        norm = functools.partial(RMSNorm.init, eps=config.rms_norm_eps)
+        return PreNormLayer(
+            input_layernorm=norm(config.hidden_size),
+            self_attn=SelfAttention.init(
+                attention,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.head_dim,
+                config.initializer_range,
+                qkv_bias=config.qkv_bias,
+                output_bias=config.attention_output_bias,
+                norm=norm if config.qk_norm else None,
+            ),
+            post_attention_layernorm=norm(config.hidden_size),
+            mlp=GatedMLP.init(
+                mlp, config.hidden_size, config.intermediate_size, config.initializer_range, bias=config.mlp_bias
+            ),
+        )
+
+    @classmethod
+    def init_norm(cls, config: Any) -> RMSNorm:
+        """The norm behind the last layer."""
+        return RMSNorm.init(config.hidden_size, config.rms_norm_eps)
+
+    @classmethod
     def init(cls, config: EasyDeLBaseConfig, key: PRNGKeyArray, dtype: Any = jnp.float32) -> DecoderForCausalLM:
         embedding, head, layers = jax.random.split(key, 3)
         std = config.initializer_range
+        layer_keys = jax.random.split(layers, config.num_hidden_layers)
+
+        def keys_of(kind: str) -> PRNGKeyArray:
+            return layer_keys[jnp.array(_numbers(config, kind))]
+
+        def stack(kind: str) -> DecoderLayer:
+            return jax.vmap(lambda key: cls.init_layer(key, config, kind))(
+                layer_keys[jnp.array(_numbers(config, kind))]
+            )
+
+        kinds = tuple(dict.fromkeys(config.layer_kinds))
         return cls(
             config=config,
             dtype=jnp.dtype(dtype),
-            embed_tokens=Embedding(std * jax.random.normal(embedding, (config.vocab_size, config.hidden_size))),
-            layers=jax.vmap(lambda key: DecoderLayer.init(key, config))(
-                jax.random.split(layers, config.num_hidden_layers)
-            ),
-            norm=RMSNorm(jnp.ones(config.hidden_size), config.rms_norm_eps),
+            embed_tokens=Embedding.init(embedding, config.vocab_size, config.hidden_size, std),
+            layers=stack(kinds[0]) if len(kinds) == 1 else {kind: stack(kind) for kind in kinds},
+            norm=cls.init_norm(config),
             lm_head=None
             if config.tie_word_embeddings
             else Linear.init(head, config.hidden_size, config.vocab_size, std, bias=False),
@@ -208,80 +182,110 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         assert not isinstance(weight, QuantizedWeight)  # only the layers' weights are
         return weight.astype(self.dtype)
 
+    @property
+    def _stacks(self) -> dict[str, DecoderLayer]:
+        """The stack of layers of each kind."""
+        return self.layers if isinstance(self.layers, dict) else {self.config.layer_kinds[0]: self.layers}
+
+    def empty_cache(self, rows: int, slots: int) -> KeyValueCache:
+        def empty(stack: DecoderLayer) -> KeysAndValues:
+            attention = stack.self_attn
+            layers = attention.k_proj.weight.shape[0]
+            zeros = jnp.zeros((layers, rows, slots, attention.kv_heads, attention.head_dim), self.dtype)
+            return zeros, zeros
+
+        no_token = jnp.full((rows, slots), -1, jnp.int32)
+        layers = {kind: empty(stack) for kind, stack in self._stacks.items()}
+        return KeyValueCache(layers, TokenIds.of_sequences(no_token), jnp.int32(0))
+
     def hidden_states(
         self,
         input_ids: Int[Array, "rows length"],
-        position_ids: Int[Array, "rows length"],
-        segment_ids: Int[Array, "rows length"],
-        branch_ids: Int[Array, "rows length"],
+        ids: TokenIds,
+        *,
+        cache: KeyValueCache | None = None,
         remat: bool = False,
-    ) -> Float[Array, "rows length hidden"]:
-        rows, length = input_ids.shape
-        ids = TokenIds(segment_ids, branch_ids, position_ids)
+    ) -> ModelOutput:
+        config, (rows, length) = self.config, input_ids.shape
+        start = None if cache is None else cache.length
 
-        def attend(q, k, v, window):
-            q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
-            attended = tree_attention(q, k, v, ids, AttentionOptions(window))
-            return attended.reshape(rows * length, *attended.shape[2:]), None
+        def with_past(past: Array | None, new: Array) -> Array:
+            """The slots of the cache with the new tokens put in; without a cache, the new tokens."""
+            if past is None or start is None:
+                return new
+            return jax.lax.dynamic_update_slice_in_dim(past, new.astype(past.dtype), start, axis=1)
 
-        def one_layer(x, layer, cos, sin, window):
-            x, _ = layer(x, cos, sin, lambda q, k, v: attend(q, k, v, window))
-            return constrain(x, DATA_AXES)
+        all_ids = ids if cache is None else TokenIds(*map(with_past, cache.ids, ids))
+        is_token = (ids.segment > 0).reshape(-1)
 
-        # What attention leaves is as small as a layer's input, and dear to compute anew.
+        def one_layer(
+            x: Array, layer: DecoderLayer, angles: Angles, settings: LayerSettings, past: KeysAndValues | None
+        ) -> tuple[Array, KeysAndValues | None, AuxiliarySums]:
+            def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysAndValues | None]:
+                q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
+                keys, values = map(with_past, past or (None, None), (k, v))
+                options = AttentionOptions(settings.window, config.attention_scale, config.attention_soft_cap)
+                attended = tree_attention(q, keys, values, all_ids, options, query_start=start)
+                return attended.reshape(rows * length, *attended.shape[2:]), None if past is None else (keys, values)
+
+            if settings.rotary is not None:
+                angles = Angles(*(of_table[settings.rotary] for of_table in angles))
+            x, kept, auxiliary = layer(x, angles, attend, is_token)
+            return constrain(x, DATA_AXES), kept, auxiliary
+
+        # Save the attention output in any case: it is as small as the layer input and expensive to recompute.
         one_layer = jax.checkpoint(one_layer, policy=keep_attention if remat else KEEP_PRODUCTS)
-        x = self._embed(input_ids)
-        cos, sin = self._angles(position_ids)
-        windows, is_uniform = self._windows()
-        if is_uniform:
-            x, _ = jax.lax.scan(lambda x, layer: (one_layer(x, layer, cos, sin, windows), None), x, self.layers)
-        else:
-            x, _ = jax.lax.scan(lambda x, xs: (one_layer(x, xs[0], cos, sin, xs[1]), None), x, (self.layers, windows))
-        return self.norm(x).reshape(rows, length, -1)
+        positions = ids.position.reshape(-1)
+        tables = [table_angles(table, positions, config.head_dim) for table in config.rotary_tables]
 
-    def hidden_states_with_cache(
-        self,
-        input_ids: Int[Array, "rows new"],
-        position_ids: Int[Array, "rows new"],
-        cache: KeyValueCache,
-    ) -> tuple[Float[Array, "rows new hidden"], KeyValueCache]:
-        rows, new = input_ids.shape
-        positions = jax.lax.dynamic_update_slice(cache.positions, position_ids, (0, cache.length))
-        ids = TokenIds.of_sequences(positions)
-        x = self._embed(input_ids)
-        cos, sin = self._angles(position_ids)
-        windows, is_uniform = self._windows()
-        if is_uniform:
-            windows = jnp.full(self.config.num_hidden_layers, cache.positions.shape[1] if windows is None else windows)
+        def body_of(shared: LayerSettings) -> Callable[[Array, Any], tuple[Array, Any]]:
+            angles = Angles(*map(jnp.stack, zip(*tables))) if shared.rotary is None else tables[shared.rotary]
 
-        def one_layer(x, xs):
-            layer, keys, values, window = xs
+            def body(x: Array, inputs: Any) -> tuple[Array, Any]:
+                layer, (window, rotary), past = inputs
+                window = shared.window if window is None else window
+                x, kept, auxiliary = one_layer(x, layer, angles, LayerSettings(window, rotary), past)
+                return x, (kept, auxiliary)
 
-            def attend(q, k, v):
-                q, k, v = (y.reshape(rows, new, *y.shape[1:]) for y in (q, k, v))
-                all_keys = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (0, cache.length, 0, 0))
-                all_values = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (0, cache.length, 0, 0))
-                options = AttentionOptions(window)
-                attended = tree_attention(q, all_keys, all_values, ids, options, query_start=cache.length)
-                return attended.reshape(rows * new, *attended.shape[2:]), (all_keys, all_values)
+            return body
 
-            return layer(x, cos, sin, attend)
+        bodies, inputs = {}, {}
+        for kind, stack in self._stacks.items():
+            shared, per_layer = _settings(config, kind)
+            bodies[kind] = body_of(shared)
+            inputs[kind] = (stack, per_layer, None if cache is None else cache.layers[kind])
+        x = self.embed_tokens(input_ids.reshape(-1), self.dtype, config.embedding_scale)
+        x, outputs = scan_stacks(bodies, constrain(x, DATA_AXES), inputs, config.layer_kinds)
+        if cache is not None:
+            cache = KeyValueCache({kind: kept for kind, (kept, _) in outputs.items()}, all_ids, cache.length + length)
+        auxiliary = _sum_over_layers([sums for _, sums in outputs.values()])
+        return ModelOutput(self.norm(x).reshape(rows, length, -1), cache, auxiliary)
 
-        x, (keys, values) = jax.lax.scan(one_layer, x, (self.layers, cache.keys, cache.values, windows))
-        hidden = self.norm(x).reshape(rows, new, -1)
-        return hidden, KeyValueCache(keys, values, positions, cache.length + new)
 
-    def _embed(self, input_ids: Int[Array, "rows length"]) -> Float[Array, "tokens hidden"]:
-        return constrain(self.embed_tokens.weight[input_ids.reshape(-1)].astype(self.dtype), DATA_AXES)
+def _numbers(config: EasyDeLBaseConfig, kind: str) -> list[int]:
+    """The numbers of the layers of a kind."""
+    return [number for number, own in enumerate(config.layer_kinds) if own == kind]
 
-    def _angles(self, position_ids: Int[Array, "rows length"]) -> tuple[Array, Array]:
-        config = self.config
-        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        return rotary_angles(position_ids.reshape(-1), frequencies)
 
-    def _windows(self) -> tuple[int | Array | None, bool]:
-        """One window for all layers where they agree, else one a layer: a static None costs the mask nothing."""
-        windows = self.config.layer_windows
-        if len(set(windows)) == 1:
-            return windows[0], True
-        return jnp.array([jnp.iinfo(jnp.int32).max if w is None else w for w in windows], jnp.int32), False
+def _settings(config: EasyDeLBaseConfig, kind: str) -> tuple[LayerSettings, LayerSettings]:
+    """What layers of a kind share, and what each has of its own: an array where they differ, else None.
+
+    A shared value is static: no window costs the mask nothing then.
+    """
+    numbers = _numbers(config, kind)
+    windows, rotary = ([values[number] for number in numbers] for values in (config.layer_windows, config.layer_rotary))
+    has_one_window, has_one_table = len(set(windows)) == 1, len(set(rotary)) == 1
+    shared = LayerSettings(windows[0] if has_one_window else None, rotary[0] if has_one_table else None)
+    per_layer = LayerSettings(
+        None if has_one_window else jnp.array([NO_WINDOW if size is None else size for size in windows], jnp.int32),
+        None if has_one_table else jnp.array(rotary, jnp.int32),
+    )
+    return shared, per_layer
+
+
+def _sum_over_layers(of_stacks: Iterable[AuxiliarySums]) -> AuxiliarySums:
+    total: dict[str, Array] = {}
+    for sums in of_stacks:
+        for name, of_layers in sums.items():
+            total[name] = total.get(name, jnp.float32(0)) + jnp.sum(of_layers, axis=0)
+    return total

@@ -25,7 +25,9 @@ class LlamaForCausalLM(DecoderForCausalLM):
     def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
         values = read_decoder_keys(raw, KEYS)
         bias = values["attention_bias"]
-        return decoder_config(raw, values, qkv_bias=bias, attention_output_bias=bias, mlp_bias=values["mlp_bias"])
+        return decoder_config(
+            EasyDeLBaseConfig, raw, values, qkv_bias=bias, attention_output_bias=bias, mlp_bias=values["mlp_bias"]
+        )
 
     @classmethod
     def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:

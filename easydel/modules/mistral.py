@@ -40,7 +40,7 @@ class MistralForCausalLM(DecoderForCausalLM):
                 f'config.json of model_type "mistral" has "layer_types" other than "{kind}", which is what '
                 f'"sliding_window": {"null" if window is None else window} says of every layer.'
             )
-        return decoder_config(raw, values, layer_windows=(window,) * layers)
+        return decoder_config(EasyDeLBaseConfig, raw, values, layer_windows=(window,) * layers)
 
     @classmethod
     def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:

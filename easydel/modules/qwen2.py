@@ -60,7 +60,7 @@ class Qwen2ForCausalLM(DecoderForCausalLM):
     @classmethod
     def read_config(cls, raw: Mapping[str, Any]) -> EasyDeLBaseConfig:
         values = read_decoder_keys(raw, KEYS)
-        return decoder_config(raw, values, qkv_bias=True, layer_windows=read_sliding_windows(values))
+        return decoder_config(EasyDeLBaseConfig, raw, values, qkv_bias=True, layer_windows=read_sliding_windows(values))
 
     @classmethod
     def family_keys(cls, config: EasyDeLBaseConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Qwen3ForCausalLM(DecoderForCausalLM):
         values = read_decoder_keys(raw, KEYS)
         bias = values["attention_bias"]
         return decoder_config(
+            EasyDeLBaseConfig,
             raw,
             values,
             qk_norm=True,

@@ -14,7 +14,7 @@ from easydel.ops.mesh_axes import data_parallel_size
 SUMMED_AT_ONCE = 256
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def linear_log_probs(
     hidden: Float[Array, "rows tokens hidden"],
     weight: Float[Array, "vocab hidden"],
@@ -22,10 +22,11 @@ def linear_log_probs(
     count: int | Int[Array, ""] | None = None,
     chunk_size: int = 256,
     soft_cap: float | None = None,
+    logit_scale: float = 1.0,
 ) -> Float[Array, "rows tokens"]:
-    """Log-probability of one target token a place under ``softmax(hidden @ weight.T)``, in nats, float32.
+    """Log-probability of one target token a place under the soft-max of `linear_logits`, in nats, float32.
 
-    .. math:: z_i = W h_i, \\qquad \\log p_i = z_{i,t_i} - \\log \\textstyle\\sum_v e^{z_{i,v}}
+    .. math:: z_i = c \\tanh(s W h_i / c), \\qquad \\log p_i = z_{i,t_i} - \\log \\textstyle\\sum_v e^{z_{i,v}}
 
     Places go through in chunks of whole columns, so peak memory is ``chunk_size * vocab`` instead of
     ``rows * tokens * vocab``; the backward pass rebuilds each chunk's logits. Products accumulate in float32 whatever
@@ -37,7 +38,8 @@ def linear_log_probs(
       targets: token ids, ``0 <= id < vocab``.
       count: columns in use; those from here on cost nothing, give 0 and pass no gradient. None uses all.
       chunk_size: about how many places' logits exist at the same time on each device.
-      soft_cap: ``c`` of ``z -> c tanh(z / c)`` where the model caps its logits.
+      soft_cap: ``c``, where the model caps its logits; None does not cap them.
+      logit_scale: ``s``.
 
     Returns:
       float32 log-probabilities, one a place.
@@ -47,11 +49,24 @@ def linear_log_probs(
       >>> [round(logp, 4) for logp in linear_log_probs(h, w, jnp.array([[0, 0]]))[0].tolist()]
       [-0.3133, -1.3133]
     """
-    return _forward(hidden, weight, targets, count, chunk_size, soft_cap)[0]
+    return _forward(hidden, weight, targets, count, chunk_size, soft_cap, logit_scale)[0]
 
 
-def _logits(hidden: Array, weight: Array, soft_cap: float | None) -> Array:
+def linear_logits(
+    hidden: Float[Array, "rows tokens hidden"],
+    weight: Float[Array, "vocab hidden"],
+    soft_cap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Float[Array, "rows tokens vocab"]:
+    """Logits ``c tanh(s W h / c)``, accumulated in float32; `soft_cap` is ``c``, `logit_scale` is ``s``.
+
+    Example:
+      >>> linear_logits(jnp.ones((1, 1, 2)), jnp.eye(2), logit_scale=0.5).tolist()
+      [[[0.5, 0.5]]]
+    """
     logits = jnp.einsum("rth,vh->rtv", hidden, weight, preferred_element_type=jnp.float32)
+    if logit_scale != 1:
+        logits *= logit_scale
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
@@ -79,14 +94,14 @@ def _pad(array: Array, tokens: int) -> Array:
     return jnp.pad(array, [(0, 0), (0, tokens - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
 
 
-def _forward(hidden, weight, targets, count, chunk_size, soft_cap):
+def _forward(hidden, weight, targets, count, chunk_size, soft_cap, logit_scale):
     columns, padded, chunks = _chunking(targets.shape, count, chunk_size)
     padded_hidden, padded_targets = _pad(hidden, padded), _pad(targets, padded)
 
     def one_chunk(index, outputs):
         start = index * columns
         h, t = (jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1) for x in (padded_hidden, padded_targets))
-        logits = _logits(h, weight, soft_cap)
+        logits = linear_logits(h, weight, soft_cap, logit_scale)
         # A masked sum instead of a gather: it fuses with the soft-max and works on a vocabulary split over devices.
         target = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == t[..., None], logits, 0.0), axis=-1)
         normalizer = _log_sum_exp(logits)
@@ -98,7 +113,7 @@ def _forward(hidden, weight, targets, count, chunk_size, soft_cap):
     return log_probs[:, : targets.shape[1]], (hidden, weight, targets, count, normalizer)
 
 
-def _backward(chunk_size, soft_cap, residuals, cotangent):
+def _backward(chunk_size, soft_cap, logit_scale, residuals, cotangent):
     hidden, weight, targets, count, normalizer = residuals
     tokens = targets.shape[1]
     columns, padded, chunks = _chunking(targets.shape, count, chunk_size)
@@ -108,11 +123,13 @@ def _backward(chunk_size, soft_cap, residuals, cotangent):
         hidden_gradient, weight_gradient = gradients
         start = index * columns
         h, t, g, log_z = (jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1) for x in inputs)
-        logits = _logits(h, weight, soft_cap)
+        logits = linear_logits(h, weight, soft_cap, logit_scale)
         one_hot = jnp.arange(logits.shape[-1]) == t[..., None]
         logits_gradient = g[..., None] * (one_hot - jnp.exp(logits - log_z[..., None]))
         if soft_cap is not None:
             logits_gradient *= 1 - jnp.square(logits / soft_cap)
+        if logit_scale != 1:
+            logits_gradient *= logit_scale
         logits_gradient = logits_gradient.astype(hidden.dtype)
         h_gradient = jnp.einsum("rtv,vh->rth", logits_gradient, weight, preferred_element_type=jnp.float32)
         weight_gradient += jnp.einsum("rtv,rth->vh", logits_gradient, h, preferred_element_type=jnp.float32)
@@ -131,8 +148,10 @@ def linear_log_collision(
     weight: Float[Array, "vocab hidden"],
     count: int | Int[Array, ""] | None = None,
     chunk_size: int = 256,
+    soft_cap: float | None = None,
+    logit_scale: float = 1.0,
 ) -> Float[Array, "rows tokens"]:
-    """Logarithm of the chance that two draws from ``p = softmax(hidden @ weight.T)`` are the same token, float32.
+    """Logarithm of the chance that two draws from ``p``, the soft-max of `linear_logits`, are the same token, float32.
 
     .. math:: \\log \\textstyle\\sum_v p_{i,v}^2
 
@@ -144,7 +163,8 @@ def linear_log_collision(
 
     def one_chunk(index, output):
         start = index * columns
-        logits = _logits(jax.lax.dynamic_slice_in_dim(padded_hidden, start, columns, axis=1), weight, None)
+        h = jax.lax.dynamic_slice_in_dim(padded_hidden, start, columns, axis=1)
+        logits = linear_logits(h, weight, soft_cap, logit_scale)
         values = _log_sum_exp(2 * logits) - 2 * _log_sum_exp(logits)
         return jax.lax.dynamic_update_slice_in_dim(output, values, start, axis=1)
 

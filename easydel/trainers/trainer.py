@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 import logging
 import sys
@@ -18,19 +19,17 @@ import numpy as np
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.compilation_cache import enable_compilation_cache
+from easydel.infra.cache_folder import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import WriteError
 from easydel.layers.lora import copy_trainable, join, split_trainable
-from easydel.layers.model_digest import model_digest
 from easydel.paths import user_path
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher
 from easydel.trainers.callbacks.progress import ProgressReporter
 from easydel.trainers.callbacks.stopping import stopping_callbacks
 from easydel.trainers.callbacks.trackers import TRACKERS
-from easydel.trainers.compiled_step import CompiledTrainingStep
 from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log_notes
 from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.optimizers import make_optimizer, make_schedule
@@ -38,18 +37,22 @@ from easydel.trainers.run.checkpoints import check_intact, damaged_notes
 from easydel.trainers.run.identity import options_of_result
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.run.signals import StopSignals, interruption
-from easydel.trainers.trainer_hooks import TrainerHooks
+from easydel.trainers.step import CompiledTrainingStep, evaluation_step, training_step
 from easydel.trainers.trainer_protocol import (
     Batch,
     BatchIterator,
     BatchLoader,
     DeviceBatch,
+    EvaluationStep,
     Metrics,
     SelfCheckError,
     TrainerConfigureFunctionOutput,
+    TrainerHooks,
     TrainerOutput,
+    TrainingStep,
 )
 from easydel.trainers.training_arguments import TrainingArguments
+from easydel.weights.fingerprint import model_digest
 
 logger = logging.getLogger("easydel")
 
@@ -147,6 +150,18 @@ class Trainer(TrainerHooks):
                 f"warmup_steps={self.arguments.warmup_steps} is more than the run's {min(limits)} updates."
             )
         return min(limits)
+
+    def make_steps(self) -> tuple[TrainingStep, EvaluationStep]:
+        """The pure training and evaluation steps, not yet compiled; metrics are means over the batch's examples."""
+        loss = self.make_loss()
+        train = functools.partial(
+            training_step,
+            loss=loss,
+            count_micro_batches=self.count_micro_batches,
+            remat=self.arguments.gradient_checkpointing,
+            dropout_seed=self.arguments.lora_seed,
+        )
+        return train, functools.partial(evaluation_step, loss=loss, count_micro_batches=self.count_micro_batches)
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
         """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
@@ -487,7 +502,7 @@ class Trainer(TrainerHooks):
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
-            from easydel.weights.tokenizer import save_tokenizer  # imports transformers, which a run may do without
+            from easydel.tokenizer.tokenizer import save_tokenizer  # imports transformers, which a run may do without
 
             save_tokenizer(self.processing_class, folder)
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
+from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.trainers.callbacks.callback import LogLine
 
 Batch = dict[str, np.ndarray]
 DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, Any]
+TrainingStep = Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
+EvaluationStep = Callable[[EasyDeLState, DeviceBatch], Metrics]
+# (rows, length) of a batch's ``input_ids`` -> the number of micro-batches in which it goes through the model.
+CountMicroBatches = Callable[[int, int], int]
+
+Scores = TypeVar("Scores", bound=PyTree)
 
 
 class BatchIterator(Protocol):
@@ -43,6 +52,35 @@ class BatchLoader(Protocol):
         ...
 
     def counters(self) -> dict[str, float]: ...
+
+
+class TaskLoss(Protocol[Scores]):
+    """What a task gives to the step: scores of examples under a model, and a loss that is their mean over an update.
+
+    Attributes:
+      scored_keys: keys of the batch that `score` reads, ``input_ids`` and ``segment_ids`` among them.
+    """
+
+    @property
+    def scored_keys(self) -> tuple[str, ...]: ...
+
+    def score(self, model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool = False) -> Scores:
+        """Run a micro-batch through the model; every array of the result is ``[rows, ...]``.
+
+        `remat` rebuilds each layer in the backward pass instead of keeping its activations.
+        """
+        ...
+
+    def totals(self, batch: DeviceBatch) -> PyTree:
+        """Counts over a whole update, so that what a mean is over does not depend on its micro-batches."""
+        ...
+
+    def __call__(self, scores: Scores, batch: DeviceBatch, totals: PyTree) -> Metrics:
+        """The batch's share of the means over the update's examples; shares of micro-batches add up to the means.
+
+        ``loss`` is among them and the only one that is differentiated.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +112,8 @@ class TrainerConfigureFunctionOutput:
       checkpoint_manager: writes checkpoints, or None when the run keeps none.
     """
 
-    sharded_training_step_function: Callable[[EasyDeLState, DeviceBatch], tuple[EasyDeLState, Metrics]]
-    sharded_evaluation_step_function: Callable[[EasyDeLState, DeviceBatch], Metrics]
+    sharded_training_step_function: TrainingStep
+    sharded_evaluation_step_function: EvaluationStep
     mesh: Mesh
     checkpoint_manager: Any
 
@@ -128,3 +166,46 @@ class NonFiniteError(RuntimeError):
 
 class SelfCheckError(RuntimeError):
     """The first update's numbers cannot be right; nothing after it was applied."""
+
+
+class TrainerHooks(abc.ABC):
+    """The methods of `Trainer` that a subclass gives, and those it may override."""
+
+    @abc.abstractmethod
+    def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
+        """Make the loaders; nothing is read before they are iterated."""
+
+    @abc.abstractmethod
+    def make_loss(self) -> TaskLoss[Any]:
+        """The loss that updates minimise and evaluations report."""
+
+    @abc.abstractmethod
+    def count_micro_batches(self, rows: int, length: int) -> int:
+        """In how many micro-batches a batch of `rows` rows of `length` tokens goes through the model."""
+
+    @abc.abstractmethod
+    def batch_statistics(self, batch: Batch) -> BatchStatistics:
+        """Count a batch on the host."""
+
+    @abc.abstractmethod
+    def evaluation_loader(self, dataset: Any) -> BatchLoader:
+        """Batches of a set that was not given at construction."""
+
+    def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
+        """Add to a batch on the device what the step needs besides; called before every step."""
+        return device_batch
+
+    def prepare_run(self) -> None:  # noqa: B027  a hook: nothing to do unless a subclass has something
+        """Hook at the start of `train`, when it is known where the run begins and before its first evaluation."""
+
+    def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
+        """Hook before update number `step` (from 1)."""
+        return state
+
+    def on_step_end(self, state: EasyDeLState, metrics: Metrics, step: int) -> tuple[EasyDeLState, Metrics]:
+        """Hook after update number `step` (from 1); the metrics that come back are the ones logged."""
+        return state, metrics
+
+    @abc.abstractmethod
+    def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
+        """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""

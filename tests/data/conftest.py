@@ -82,7 +82,7 @@ FAMILIES = {
 
 
 @lru_cache
-def _make_tokenizer(
+def make_chat_tokenizer(
     name: str, *, trim_offsets: bool = False, merge_across_words: bool = False
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a few hundred tokens; pad is eos, as it is in many a fine-tune."""
@@ -126,22 +126,22 @@ def families():
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """Family name, whether offsets leave out white space, whether tokens span words -> a tokenizer, shared."""
-    return _make_tokenizer
+    return make_chat_tokenizer
 
 
 @pytest.fixture(scope="session")
 def chatml():
-    return _make_tokenizer("chatml")
+    return make_chat_tokenizer("chatml")
 
 
 @pytest.fixture(scope="session")
 def llama3():
-    return _make_tokenizer("llama3")
+    return make_chat_tokenizer("llama3")
 
 
 @pytest.fixture(scope="session")
 def mistral():
-    return _make_tokenizer("mistral")
+    return make_chat_tokenizer("mistral")
 
 
 REAL_DATA = Path(__file__).parents[2] / "../shared/data"

@@ -15,7 +15,7 @@ import transformers
 from easydel import AutoEasyDeLModelForCausalLM, LlamaForCausalLM
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.rotary_config import RotaryScaling
-from easydel.modules.auto import FAMILIES
+from easydel.modules import FAMILIES
 from tests.infra.config_mutations import mutated
 from tests.tiny import tiny_config
 

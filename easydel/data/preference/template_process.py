@@ -69,6 +69,16 @@ class TemplateProcess:
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return shared_process, ()
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None where none is running."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """The templates that the running process has compiled."""
+        return tuple(self._numbers)
+
     def compile(self, template: str) -> None:
         """Compile a template, once.
 

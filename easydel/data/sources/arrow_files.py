@@ -23,8 +23,7 @@ import pyarrow.parquet
 from easydel.data.faults import DataError, UnreadableRow
 from easydel.data.sources.arrow_check import FILE_MAGIC, check_batch, check_schema, holds_maps, unpacked_size
 from easydel.data.sources.base import Row
-from easydel.data.sources.file_kind import kind_found
-from easydel.data.sources.table_file import TableFile, regular_file
+from easydel.data.sources.local_file import TableFile, kind_found, regular_file
 
 # Rows that become Python values at once, and rows of a Parquet file that are unpacked at once.
 ROWS_AT_ONCE = 64
@@ -168,12 +167,15 @@ class ParquetFile(_BatchedFile):
 
     A Parquet page must be unpacked whole for one of its rows, so shuffled reading would unpack it once a row. Copied
     group by group, the first rows of a shuffled file cost the groups they lie in, however many there are in all.
+
+    Attributes:
+      copies: the copy of each row group that was asked for, by its number; they go with this object.
     """
 
     def __init__(self, path: Path, label: str):
         super().__init__(path, label)
         self._lock = threading.Lock()
-        self._copies: dict[int, ArrowFile] = {}
+        self.copies: dict[int, ArrowFile] = {}
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -196,12 +198,12 @@ class ParquetFile(_BatchedFile):
         return tempfile.TemporaryDirectory(prefix="easydel-parquet-")  # goes when this object goes
 
     def _copy(self, group: int) -> ArrowFile:
-        if group not in self._copies:
+        if group not in self.copies:
             # One group at a time: pyarrow unpacks its columns on all cores.
             with self._lock:
-                if group not in self._copies:
-                    self._copies[group] = self._copy_to_arrow(group)
-        return self._copies[group]
+                if group not in self.copies:
+                    self.copies[group] = self._copy_to_arrow(group)
+        return self.copies[group]
 
     def _copy_to_arrow(self, group: int) -> ArrowFile:
         copy = Path(self._folder.name) / f"{group}.arrow"

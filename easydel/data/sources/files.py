@@ -16,8 +16,8 @@ import fsspec
 from easydel.data.faults import DataError
 from easydel.data.sources.arrow_files import ArrowFile, ParquetFile
 from easydel.data.sources.base import Row, ShardedDataSource
+from easydel.data.sources.local_file import TableFile, regular_file
 from easydel.data.sources.remote import file_name, local_copy, masked
-from easydel.data.sources.table_file import TableFile, regular_file
 from easydel.data.sources.text_files import LONGEST_RECORD, CsvFile, JsonFile, JsonLinesFile, parse_json_line
 
 

@@ -67,7 +67,7 @@ class MixtureSource(ShardedDataSource):
         return sum(self.rows_used) if self.has_random_access else None
 
     def read_row(self, name: str, row: int) -> Row:
-        source, inner = self._whose(row)
+        source, inner = self.origin(row)
         return self._sources[source][inner]
 
     @property
@@ -92,11 +92,11 @@ class MixtureSource(ShardedDataSource):
         return "mixture"
 
     def locate_in(self, name: str, row: int) -> str:
-        source, inner = self._whose(row)
+        source, inner = self.origin(row)
         return self._sources[source].locate(inner)
 
-    def _whose(self, row: int) -> tuple[int, int]:
-        """The source of a row of the mixture, and the row's number there."""
+    def origin(self, row: int) -> tuple[int, int]:
+        """The number of the source that row `row` of the mixture is from, and the row's number there."""
         periods, place = divmod(row, self._period)
         source = int(self._owner[place])
         return source, periods * self._shares[source] + int(self._rank[place])
@@ -117,7 +117,7 @@ class _Mixing(Iterator[Row]):
         self._rows = [_rows_from(source, taken) for source, taken in zip(mixture._sources, mixture._taken(row))]
 
     def __next__(self) -> Row:
-        source, _ = self._mixture._whose(next(self._numbers))
+        source, _ = self._mixture.origin(next(self._numbers))
         try:
             return next(self._rows[source])
         except StopIteration:

@@ -23,8 +23,8 @@ from easydel.data.sources.files import (
     JsonSource,
     ParquetSource,
 )
+from easydel.data.sources.local_file import regular_file
 from easydel.data.sources.remote import asking, file_name, is_remote, is_web, local_copy, masked
-from easydel.data.sources.table_file import regular_file
 from easydel.data.sources.text_files import parse_json, refuse_other_kinds
 
 FIRST_LINE_BYTES = 1 << 20

@@ -19,8 +19,7 @@ from jaxtyping import Int64
 from easydel.data.faults import DataError, UnreadableRow, describe, in_quotes
 from easydel.data.sources.base import Row
 from easydel.data.sources.byte_index import BYTE_ORDER_MARK, CHUNK_BYTES, record_starts
-from easydel.data.sources.file_kind import kind_found, kind_of_bytes
-from easydel.data.sources.table_file import TableFile, regular_file
+from easydel.data.sources.local_file import TableFile, kind_found, kind_of_bytes, regular_file
 
 # A row of text is a few kilobytes; what is longer than this is a file without line ends, or a quote never closed.
 LONGEST_RECORD = 1 << 26

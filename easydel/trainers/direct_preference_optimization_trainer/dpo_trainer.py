@@ -34,7 +34,6 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
 from easydel.layers.lora import join
-from easydel.layers.model_digest import model_digest
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -45,22 +44,26 @@ from easydel.trainers.direct_preference_optimization_trainer.inputs import (
     tokenizer_of,
     warn_of_length,
 )
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import (
+    PreferenceLoss,
+    check_margin_at_start,
+)
 from easydel.trainers.direct_preference_optimization_trainer.reference.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import mix, reference_for, split_moving
 from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
 from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
-from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch, ScoringOptions
-from easydel.trainers.direct_preference_optimization_trainer.self_check import check_margin_at_start
+from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
-from easydel.trainers.direct_preference_optimization_trainer.steps import evaluation_step, training_step
 from easydel.trainers.direct_preference_optimization_trainer.template_time import TEMPLATE_TIME, time_of_run
 from easydel.trainers.trainer import Trainer, model_of
 from easydel.trainers.trainer_protocol import (
     BatchLoader,
     BatchStatistics,
+    DeviceBatch,
     TrainerConfigureDataloaderOutput,
     TrainerOutput,
 )
+from easydel.weights.fingerprint import model_digest
 
 if TYPE_CHECKING:
     # Who passes such an object has imported the package; others need not wait a second for it.
@@ -163,7 +166,7 @@ class DPOTrainer(Trainer):
             reference_for(policy, reference_model, self.mesh, self.model) if arguments.keeps_reference else None,
             self.mesh,
             ld_alpha=arguments.ld_alpha,
-            count_micro_batches=self._layout.count_micro_batches,
+            count_micro_batches=self.count_micro_batches,
             is_cached=not arguments.sync_ref_model,
         )
 
@@ -273,23 +276,15 @@ class DPOTrainer(Trainer):
         with self._reference.settled():
             return super().measure(sets)
 
-    def make_steps(self) -> tuple[Callable, Callable]:
-        """The pure steps with this configuration's objective."""
+    def make_loss(self) -> PreferenceLoss:
+        """The loss of this configuration's objective."""
         arguments = self.arguments
-        shared: dict[str, Any] = {
-            "objective": arguments.objective,
-            "scoring": ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting),
-            "count_micro_batches": self._layout.count_micro_batches,
-        }
-        return (
-            functools.partial(
-                training_step,
-                remat=arguments.gradient_checkpointing,
-                dropout_seed=arguments.lora_seed,
-                **shared,
-            ),
-            functools.partial(evaluation_step, **shared),
-        )
+        scoring = ScoringOptions(arguments.ld_alpha, with_weight=arguments.use_weighting)
+        return PreferenceLoss(arguments.objective, scoring, self.model.dtype)
+
+    def count_micro_batches(self, rows: int, length: int) -> int:
+        """As many as the layout makes of a batch of this shape."""
+        return self._layout.count_micro_batches(rows, length)
 
     def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
         """Add the reference's log-probs where the data did not bring them."""

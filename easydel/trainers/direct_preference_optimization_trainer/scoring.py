@@ -7,7 +7,6 @@ the objectives of DPO read besides.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,12 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.mesh import constrain
-from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs
+from easydel.ops.attention.inputs import TokenIds
 from easydel.ops.mesh_axes import DATA_AXES
-
-DeviceBatch = dict[str, Array]
-# (rows, length) of a batch to the number of micro-batches in which it goes through the model.
-CountMicroBatches = Callable[[int, int], int]
+from easydel.trainers.step import map_micro_batches
+from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch
 
 # What the model reads of a batch; the rest is for the objective and for people.
 SCORED_KEYS = (
@@ -140,16 +137,15 @@ def _score_targets(
     model: EasyDeLBaseModule, batch: DeviceBatch, *, remat: bool, with_excess: bool = False
 ) -> tuple[Float[Array, "rows targets"], Float[Array, "rows targets"] | None]:
     """The log-prob of every target and, if asked for, its excess over ``log sum_v p_v^2``."""
-    hidden = model.hidden_states(
-        batch["input_ids"], batch["position_ids"], batch["segment_ids"], batch["branch_ids"], remat=remat
-    )
+    ids = TokenIds(batch["segment_ids"], batch["branch_ids"], batch["position_ids"])
+    hidden = model.hidden_states(batch["input_ids"], ids, remat=remat).hidden
     predicting = constrain(jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1), DATA_AXES)
     # Targets fill each row from the left, so the fullest row says how many columns need the vocabulary.
     count = jnp.max(jnp.sum(batch["target_slots"] >= 0, axis=1))
-    logps = linear_log_probs(predicting, model.output_embedding, batch["target_ids"], count)
+    logps = model.log_probs(predicting, batch["target_ids"], count)
     if not with_excess:
         return logps, None
-    return logps, logps - linear_log_collision(predicting, model.output_embedding, count)
+    return logps, logps - model.log_collision(predicting, count)
 
 
 def _number_in_branch(
@@ -171,40 +167,12 @@ def _sum_by_branch(
     return sums.reshape(-1, slots, branches, values.shape[-1])
 
 
-def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
-    """``[rows, ...] -> [count, rows / count, ...]``; each takes every count-th row, so no row changes its device."""
-    return {
-        key: constrain(value.reshape(-1, count, *value.shape[1:]).swapaxes(0, 1), None, DATA_AXES)
-        for key, value in batch.items()
-    }
-
-
-def micro_batches_in_use(micro_batches: DeviceBatch) -> Int[Array, ""]:
-    """How many of the micro-batches hold a token: the first ones do, and the rest need not be looked at."""
-    holds_token = jnp.any(micro_batches["segment_ids"] > 0, axis=(1, 2))
-    return jnp.max(jnp.where(holds_token, jnp.arange(1, holds_token.size + 1), 0))
-
-
-def join_micro_batches(value: Float[Array, "count rows slots *rest"]) -> Float[Array, "all_rows slots *rest"]:
-    """Undo `split_micro_batches`."""
-    return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
-
-
 def score_in_micro_batches(
     model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, count_micro_batches: CountMicroBatches
 ) -> PairLogps:
     """`score_pairs` without gradients, as many rows at a time as a training step holds."""
-    batch = {key: batch[key] for key in SCORED_KEYS}
-    count = count_micro_batches(*batch["input_ids"].shape)
-    if count == 1:
-        return score_pairs(model, batch, options)
-    micro_batches = split_micro_batches(batch, count)
-
-    def score(number: int | Array) -> PairLogps:
-        return score_pairs(model, jax.tree.map(lambda rows: rows[number], micro_batches), options)
-
-    def put(number: Array, scored: PairLogps) -> PairLogps:
-        return jax.tree.map(lambda whole, rows: whole.at[number].set(rows), scored, score(number))
-
-    nothing = jax.tree.map(lambda rows: jnp.zeros((count, *rows.shape), rows.dtype), jax.eval_shape(score, 0))
-    return jax.tree.map(join_micro_batches, jax.lax.fori_loop(0, micro_batches_in_use(micro_batches), put, nothing))
+    return map_micro_batches(
+        lambda rows: score_pairs(model, rows, options),
+        {key: batch[key] for key in SCORED_KEYS},
+        count_micro_batches(*batch["input_ids"].shape),
+    )

@@ -77,9 +77,14 @@ MODES = {
 }
 
 
-def make(mode, by_number=True, **options):
+def numbers(by_number=True):
+    return Numbers(15, 5, 20, by_number=by_number)
+
+
+def make(mode, source=None, **options):
     options = {"batch_size": 4, "max_dropped_share": 0.5, "num_epochs": 3} | MODES[mode] | options
-    source = Numbers(15, 5, 20, by_number=options.pop("by_number", by_number))
+    by_number = options.pop("by_number", True)
+    source = numbers(by_number) if source is None else source
     return PreferenceLoader(source, transform, collate, **options)
 
 
@@ -206,20 +211,19 @@ def test_a_stream_goes_on_by_opening_a_shard_at_a_row():
     batches = make("stream").iterate()
     for _ in range(4):
         next(batches)
-    loader = make("stream")
-    next(loader.iterate(batches.position()))
+    source = numbers(by_number=False)
+    next(make("stream", source).iterate(batches.position()))
     # Sixteen good rows are the first nineteen: four of the second shard.
-    assert loader._source.opened[0] == ("1", 4)
+    assert source.opened[0] == ("1", 4)
 
 
 def test_a_shuffled_stream_goes_on_by_reading_its_window_again():
-    loader = make("shuffled stream")
-    batches = loader.iterate()
+    whole, rest = numbers(by_number=False), numbers(by_number=False)
+    batches = make("shuffled stream", whole).iterate()
     for _ in range(12):
         next(batches)
-    fresh = make("shuffled stream")
-    next(fresh.iterate(batches.position()))
-    assert len(fresh._source.opened) < len(loader._source.opened)
+    next(make("shuffled stream", rest).iterate(batches.position()))
+    assert len(rest.opened) < len(whole.opened)
 
 
 def test_shards_change_places_and_rows_stay_in_their_window():

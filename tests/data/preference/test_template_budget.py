@@ -26,7 +26,7 @@ from easydel.data.preference.template_worker import TEMPLATE_CHARACTERS
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.tree import PreferencePair
-from tests.data.conftest import _make_tokenizer
+from tests.data.conftest import make_chat_tokenizer
 from tests.data.preference.test_template_rendering import CHATML, say, special_tokens
 
 ROOT = Path(__file__).parents[3]
@@ -189,7 +189,7 @@ REQUEST = b'"now": "2025-03-01T00:00:00", "variables": {}, "messages": [], "conv
 
 def child_of(process: TemplateProcess) -> int:
     assert process.render("x", REQUEST) == ["x"]
-    return process._process.pid
+    return process.pid
 
 
 def is_running(pid: int) -> bool:
@@ -218,7 +218,7 @@ def test_a_template_is_compiled_once():
     process = TemplateProcess()
     for _ in range(3):
         process.compile(CHATML)
-    assert list(process._numbers) == [CHATML]
+    assert process.compiled == (CHATML,)
 
 
 def test_rows_may_bring_any_number_of_templates():
@@ -281,7 +281,7 @@ def render_elsewhere(transform: PreferenceTransform) -> list[int]:
 
 
 def check_other_processes(method: str) -> None:
-    transform = PreferenceTransform(_make_tokenizer("chatml"), now=NOW)
+    transform = PreferenceTransform(make_chat_tokenizer("chatml"), now=NOW)
     expected = render_elsewhere(transform)
     pid = child_of(shared_process())
     with multiprocessing.get_context(method).Pool(1) as pool:
@@ -290,7 +290,7 @@ def check_other_processes(method: str) -> None:
 
 
 def check_fork_that_only_ends() -> None:
-    transform = PreferenceTransform(_make_tokenizer("chatml"))
+    transform = PreferenceTransform(make_chat_tokenizer("chatml"))
     render_elsewhere(transform)
     pid = child_of(shared_process())
     if os.fork() == 0:
@@ -318,7 +318,7 @@ def test_a_transform_keeps_its_time_when_it_is_copied(chatml):
 def test_the_process_dies_with_the_one_that_made_it_however_that_dies():
     code = (
         "import os, sys\nfrom easydel.data.preference.template_process import TemplateProcess\n"
-        "process = TemplateProcess(); process.compile('x')\nprint(process._process.pid, flush=True)\n"
+        "process = TemplateProcess(); process.compile('x')\nprint(process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9) if sys.argv[1] == 'killed' else None"
     )
     for end in ("killed", "done"):

@@ -47,7 +47,7 @@ def test_proportions_hold_after_every_row_until_a_source_that_is_due_is_empty(si
             assert abs(count - number * weight / sum(weights)) <= 2
     assert tuple(taken) == source.rows_used
     # One more row would have to come from a source that has no more.
-    due, row = source._whose(len(rows))
+    due, row = source.origin(len(rows))
     assert row == sizes[due]
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from easydel.data.faults import DataError, UnreadableRow
 from easydel.data.sources import byte_index, text_files
 from easydel.data.sources import files as file_sources
+from easydel.data.sources.arrow_files import ParquetFile
 from easydel.data.sources.base import CompositeSource, ShardedDataSource
 from easydel.data.sources.files import CompressedJsonLinesSource, CsvSource, JsonLinesSource, JsonSource, ParquetSource
 from easydel.data.sources.huggingface import HuggingFaceSource
@@ -389,15 +390,14 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content)
 
 def test_only_the_row_groups_asked_for_are_copied_and_the_copies_go_with_the_source(tmp_path):
     write_parquet(tmp_path / "a.parquet")  # three rows a group
-    source = ParquetSource(tmp_path / "a.parquet")
-    assert list(source) == ROWS
-    (file,) = source._files.values()
-    assert not file._copies
-    assert [source[n] for n in (1, 6, 2)] == [ROWS[1], ROWS[6], ROWS[2]]
-    assert file._copies.keys() == {0, 2}
-    copy = file._copies[0].path
+    file = ParquetFile(tmp_path / "a.parquet", "a.parquet")
+    assert list(file.rows_from(0)) == ROWS
+    assert not file.copies
+    assert [file.row(n) for n in (1, 6, 2)] == [ROWS[1], ROWS[6], ROWS[2]]
+    assert file.copies.keys() == {0, 2}
+    copy = file.copies[0].path
     assert copy.exists()
-    del source, file
+    del file
     assert not copy.exists()
 
 

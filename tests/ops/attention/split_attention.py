@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.llama import LlamaForCausalLM
-from easydel.ops.attention.inputs import AttentionOptions
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.tpu import tree_attention_tpu
 from easydel.ops.attention.tree_attention import BACKENDS, Backend, over_mesh
 from easydel.ops.attention.xla import tree_attention_xla
@@ -35,7 +35,7 @@ def gradients_of_a_model(dims: tuple[int, ...]) -> list[jax.Array]:
     input_ids = jax.random.randint(jax.random.key(1), segment_ids.shape, 0, model.config.vocab_size)
 
     def loss(model):
-        hidden = model.hidden_states(input_ids, position_ids, segment_ids, branch_ids, remat=True)
+        hidden = model.hidden_states(input_ids, TokenIds(segment_ids, branch_ids, position_ids), remat=True).hidden
         return jnp.mean(jnp.sin(hidden))
 
     with jax.set_mesh(mesh):

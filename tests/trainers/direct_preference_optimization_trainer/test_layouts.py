@@ -14,12 +14,13 @@ import pytest
 from easydel.data.batching.packing import PackingLayout, pack
 from easydel.infra.base_state import EasyDeLState
 from easydel.trainers.direct_preference_optimization_trainer.objectives.combined import make_objective
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import PreferenceLoss
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     ScoringOptions,
     completion_lengths,
     score_pairs,
 )
-from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
+from easydel.trainers.step import training_step
 from tests.tiny import VOCABULARY
 
 LAYOUTS = [
@@ -102,8 +103,7 @@ def update(model, batch, micro_batches=1, remat=False, objective=SIGMOID, scorin
     step = jax.jit(
         functools.partial(
             training_step,
-            objective=objective,
-            scoring=scoring,
+            loss=PreferenceLoss(objective, scoring, model.dtype),
             count_micro_batches=lambda *_: micro_batches,
             remat=remat,
         )

@@ -17,8 +17,9 @@ from easydel import DPOConfig, DPOTrainer, EasyDeLState
 from easydel.data.batching.packing import PackingLayout, pack
 from easydel.layers.lora import adapters, split_trainable
 from easydel.modules.llama import LlamaForCausalLM
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import PreferenceLoss
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
-from easydel.trainers.direct_preference_optimization_trainer.steps import training_step
+from easydel.trainers.step import training_step
 from tests.layers.test_lora import moved
 from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_layouts import LAYOUTS, SIGMOID, reference_of
@@ -102,8 +103,7 @@ def test_decay_and_clipping_concern_the_adapters_alone(tiny_model, pairs):
 def step_of(batch, micro_batches=1, **options):
     step = functools.partial(
         training_step,
-        objective=SIGMOID,
-        scoring=ScoringOptions(),
+        loss=PreferenceLoss(SIGMOID, ScoringOptions(), np.dtype(np.float32)),
         count_micro_batches=lambda *_: micro_batches,
         remat=False,
         **options,

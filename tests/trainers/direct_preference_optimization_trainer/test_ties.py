@@ -18,13 +18,13 @@ from easydel.data.tree import PreferencePair
 from easydel.infra.mesh import create_mesh, put_batch
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.mesh_axes import data_parallel_size
+from easydel.trainers.direct_preference_optimization_trainer.preference_loss import margin_rounding
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     PairLogps,
     ScoringOptions,
     score_in_micro_batches,
     score_pairs,
 )
-from easydel.trainers.direct_preference_optimization_trainer.steps import margin_rounding
 from tests.tiny import random_pair, tiny_config
 
 QUIET = {"save_directory": None, "progress_bar": False, "total_batch_size": 4, "learning_rate": 1e-2}

@@ -12,8 +12,7 @@ from easydel.data.batching.packing import Batch
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.trainers.callbacks.progress import track
 from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
-from easydel.trainers.direct_preference_optimization_trainer.scoring import DeviceBatch
-from easydel.trainers.trainer_protocol import TrainerConfigureDataloaderOutput
+from easydel.trainers.trainer_protocol import DeviceBatch, TrainerConfigureDataloaderOutput
 
 logger = logging.getLogger("easydel")
 

@@ -24,12 +24,11 @@ from easydel.trainers.direct_preference_optimization_trainer.reference.cache imp
 )
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import Reference
 from easydel.trainers.direct_preference_optimization_trainer.scoring import (
-    CountMicroBatches,
-    DeviceBatch,
     ScoringOptions,
     score_in_micro_batches,
     whole_completions,
 )
+from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch
 
 LogProbs = tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]
 

@@ -1,0 +1,73 @@
+"""The part of a layer that looks at each token by itself."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from easydel.infra.language_model import AuxiliarySums
+from easydel.layers.linear import Linear
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class MLP(eqx.Module):
+    """What a layer may have behind its attention: a dense MLP, or a mixture of them."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], is_token: Bool[Array, " tokens"]
+    ) -> tuple[Float[Array, "tokens hidden"], AuxiliarySums]:
+        """The output, and sums over the tokens that `is_token` counts, which are all but padding."""
+
+
+class GatedMLP(MLP):
+    """A dense MLP with a gate.
+
+    .. math:: y = W_d (a(W_g x) \\odot W_u x)
+
+    Attributes:
+      activation: ``a``, static.
+
+    References:
+      Shazeer, GLU Variants Improve Transformer, 2020.
+    """
+
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+    activation: Activation = eqx.field(static=True, default="silu")
+
+    @classmethod
+    def init(
+        cls,
+        key: PRNGKeyArray,
+        hidden_size: int,
+        intermediate_size: int,
+        std: float,
+        *,
+        bias: bool = False,
+        activation: Activation = "silu",
+    ) -> GatedMLP:
+        gate, up, down = jax.random.split(key, 3)
+        return cls(
+            gate_proj=Linear.init(gate, hidden_size, intermediate_size, std, bias),
+            up_proj=Linear.init(up, hidden_size, intermediate_size, std, bias),
+            down_proj=Linear.init(down, intermediate_size, hidden_size, std, bias),
+            activation=activation,
+        )
+
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], is_token: Bool[Array, " tokens"]
+    ) -> tuple[Float[Array, "tokens hidden"], AuxiliarySums]:
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x)), {}
