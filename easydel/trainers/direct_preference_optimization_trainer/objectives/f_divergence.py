@@ -55,8 +55,9 @@ def chi_squared(log_ratio: PerPair, coefficient: float) -> PerPair:
     return log_ratio + expm1(log_ratio)
 
 
-# The first four: Wang et al., Beyond Reverse KL, 2024. All up to constants, chosen so that h(0) = 0: a policy that equals its reference
-# scores 0 under every divergence. In a difference of scores they cancel; where a loss averages over tokens they do not.
+# The first four: Wang et al., Beyond Reverse KL, 2024. All up to constants, chosen so that h(0) = 0: a policy that
+# equals its reference scores 0 under every divergence. In a difference of scores they cancel; where a loss averages
+# over tokens they do not.
 F_DIVERGENCES: dict[FDivergence, Callable[[PerPair, float], PerPair]] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
