@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from easydel.layers.model_digest import model_digest
 
 from easydel.cli.dpo import RunOptions
-from easydel.layers.model_digest import model_digest
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.attention.tree_attention import BACKENDS, AttentionBackend
