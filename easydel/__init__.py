@@ -26,7 +26,7 @@ _PUBLIC = {
     "Trainer": "easydel.trainers.trainer",
     "TrainerCallback": "easydel.trainers.callbacks.callback",
     "TrainingArguments": "easydel.trainers.training_arguments",
-    "load_tokenizer": "easydel.weights.tokenizer",
+    "load_tokenizer": "easydel.tokenizer.tokenizer",
     "open_source": "easydel.data.sources.open_source",
 }
 __all__ = [
@@ -59,12 +59,12 @@ if TYPE_CHECKING:
     from easydel.modules.mistral import MistralForCausalLM
     from easydel.modules.qwen2 import Qwen2ForCausalLM
     from easydel.modules.qwen3 import Qwen3ForCausalLM
+    from easydel.tokenizer.tokenizer import load_tokenizer
     from easydel.trainers.callbacks.callback import TrainerCallback
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
     from easydel.trainers.trainer import Trainer
     from easydel.trainers.training_arguments import TrainingArguments
-    from easydel.weights.tokenizer import load_tokenizer
 
 
 def __getattr__(name: str) -> Any:

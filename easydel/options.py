@@ -99,19 +99,27 @@ def check_options(config: Any) -> None:
       ValueError: names the field, what was given and what was expected.
     """
     hints = get_type_hints(type(config))
-    fields = dataclasses.fields(config)
-    for field in fields:
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if type(value).__module__ == "numpy" and not hasattr(value, "__len__"):
             value = value.item()
             setattr(config, field.name, value)
         of_option = option_type(hints[field.name])
         require(of_option.admits(value), field.name, value, of_option.in_python)
-    for field in fields:
+    check_ranges(config)
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse numbers of a dataclass that are not ``within`` the range of their field; None always is.
+
+    Raises:
+      ValueError: names the field, what was given and what was expected.
+    """
+    for field in dataclasses.fields(config):
         value, within = getattr(config, field.name), field.metadata.get("within")
-        if value is not None and within is not None:
-            may_be_none = option_type(hints[field.name]).admits(None)
-            require(value in within, field.name, value, f"None or {within}" if may_be_none else str(within))
+        if value is not None and within is not None and value not in within:
+            may_be_none = option_type(get_type_hints(type(config))[field.name]).admits(None)
+            require(False, field.name, value, f"None or {within}" if may_be_none else str(within))
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:

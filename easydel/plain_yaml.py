@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from typing import Any
 
 import yaml
+
+from easydel.errors import brief
 
 # A run's file has some hundred values. Aliases can stand for each other, so a few lines may spell out billions.
 MOST_CHARACTERS = 1 << 20
 MOST_VALUES = 20_000
 DEEPEST = 50
-LONGEST_SHOWN = 80
-CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
@@ -85,7 +84,7 @@ def _check(root: yaml.Node) -> None:
         if depth > DEEPEST:
             raise YamlProblem(f"it is nested more than {DEEPEST} levels deep", line)
         if node.tag not in PLAIN_TAGS:
-            raise YamlProblem(f"the tag {shortened(node.tag)} is not valid YAML here; write the value plainly", line)
+            raise YamlProblem(f"the tag {brief(node.tag)} is not valid YAML here; write the value plainly", line)
         if isinstance(node, yaml.SequenceNode):
             waiting += [(item, depth + 1) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
@@ -98,10 +97,10 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
     for key, _ in mapping.value:
         line = key.start_mark.line + 1
         if key.tag != "tag:yaml.org,2002:str":
-            shown = f"the key {shortened(key.value)}" if isinstance(key, yaml.ScalarNode) else "a key"
+            shown = f"the key {brief(key.value)}" if isinstance(key, yaml.ScalarNode) else "a key"
             raise YamlProblem(f"{shown} is not text; put it into quotes", line)
         if key.value in keys:
-            raise YamlProblem(f"{shortened(key.value)} is given a second time; remove one of the two", line)
+            raise YamlProblem(f"{brief(key.value)} is given a second time; remove one of the two", line)
         keys.add(key.value)
 
 
@@ -118,13 +117,6 @@ def construct(node: yaml.Node) -> Any:
         raise YamlProblem("a number that cannot be read", node.start_mark.line + 1) from error
     finally:
         loader.dispose()
-
-
-def shortened(value: object) -> str:
-    """A value for a message, which an attacker may have made long."""
-    text = value if isinstance(value, str) else reprlib.repr(value)
-    text = text.translate(CONTROLS)
-    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
 
 
 def load_plain(text: str) -> Any:

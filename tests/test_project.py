@@ -24,7 +24,7 @@ DPO = "easydel.trainers.direct_preference_optimization_trainer"
 # may know although they may not know its folder. The facades only pass names on.
 FACADES = {"easydel", "easydel.data", "easydel.trainers"}
 BASE = {"easydel.errors", "easydel.paths", "easydel.plain_yaml", "easydel.option_types", "easydel.options"}
-DATA = {"easydel.data.faults", "easydel.data.tree", "easydel.data.visible"}
+DATA = {"easydel.data.faults", "easydel.data.tree"}
 # The documented paths of the model and its state stand in infra, and above all that they make easy.
 MODULE = {"easydel.infra.base_module", "easydel.infra.base_state"}
 # Every model has one of these: how its arrays are named in files, and nothing about the files themselves.
@@ -36,11 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.data": set(),
     "easydel.errors": set(),
     "easydel.paths": set(),
-    "easydel.plain_yaml": set(),
+    "easydel.plain_yaml": {"easydel.errors"},
     "easydel.option_types": {"easydel.plain_yaml"},
     "easydel.options": {"easydel.option_types"},
-    "easydel.data.visible": set(),
-    "easydel.data.faults": {"easydel.data.visible"},
+    "easydel.data.faults": {"easydel.errors"},
     "easydel.data.tree": set(),
     "easydel.data.sources": BASE | DATA,
     "easydel.data.preference": BASE | DATA,
@@ -50,11 +49,12 @@ ALLOWED: dict[str, set[str]] = {
     "easydel.infra": BASE | WEIGHT_MAP | {"easydel.ops"},
     "easydel.layers": BASE | {"easydel.ops", "easydel.infra"},
     "easydel.weights": BASE | WEIGHT_MAP | {"easydel.infra", "easydel.layers"},
+    "easydel.tokenizer": BASE | {"easydel.infra", "easydel.weights"},
     "easydel.inference": BASE | {"easydel.infra", "easydel.ops"},
     "easydel.infra.base_state": BASE | {"easydel.infra", "easydel.layers"},
     "easydel.infra.base_module": BASE | MODEL | {"easydel.inference"},
     "easydel.modules": BASE | MODEL,
-    "easydel.trainers": BASE | MODEL | TRAINING,
+    "easydel.trainers": BASE | MODEL | TRAINING | {"easydel.tokenizer"},
     "easydel.trainers.callbacks": BASE | MODEL | TRAINING,
     "easydel.trainers.run": BASE | MODEL | TRAINING,
     f"{DPO}.objectives": BASE | {"easydel.trainers", DPO},
@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     | {f"{DPO}.objectives", f"{DPO}.reference"},
     "easydel.cli": {"easydel"} | BASE | MODEL | TRAINING | DATA
     | {"easydel.data.sources", "easydel.data.preference", "easydel.data.batching", "easydel.modules"}
+    | {"easydel.tokenizer"}
     | {DPO, f"{DPO}.reference"},
     "easydel.__main__": {"easydel.cli"},
 }  # fmt: skip
@@ -194,8 +195,7 @@ KNOWN_PRIVATE: dict[str, set[str]] = {
     },
     "trainers/direct_preference_optimization_trainer/test_dpo_trainer.py": {"_callbacks"},
     "trainers/direct_preference_optimization_trainer/test_memory.py": {"_callbacks"},
-    "trainers/test_runs.py": {"_callbacks", "_contents", "_failure", "_notify", "_tell"},
-    "weights/test_gguf.py": {"_download_wheel"},
+    "trainers/test_runs.py": {"_callbacks", "_failure", "_notify", "_tell"},
 }  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from easydel.cli.failures import UsageError, did_you_mean
+from easydel.errors import brief
 from easydel.option_types import Anything, Items, NamedValues, Number, Truth, WrongType
 from easydel.options import Option
-from easydel.plain_yaml import YamlProblem, load_plain, shortened
+from easydel.plain_yaml import YamlProblem, load_plain
 
 EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
 # name=value, but not a path that happens to hold a "=".
@@ -98,7 +99,7 @@ def _value(option: Option, words: str | list[str]) -> Any:
         return option.type.read(_raw(option, words) if isinstance(words, list) else words)
     except WrongType as expected:
         written = words if isinstance(words, str) else " ".join(words)
-        raise UsageError(f"{option.flag} {shortened(written)}: expected {expected}.") from None
+        raise UsageError(f"{option.flag} {brief(written)}: expected {expected}.") from None
 
 
 def _raw(option: Option, words: list[str]) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def open_tokenizer(model: str, chat_template: str | None) -> PreTrainedTokenizerFast:
     """The model's tokenizer, with the chat template of a file in place of its own if one is named."""
-    from easydel.weights.tokenizer import load_tokenizer
+    from easydel.tokenizer.tokenizer import load_tokenizer
 
     with refusing(OSError, ValueError):
         tokenizer = load_tokenizer(model)

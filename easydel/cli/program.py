@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from easydel import __version__
 from easydel.cli.failures import FailedRun, UsageError, did_you_mean
+from easydel.errors import shortened, visible
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 # Characters of a message on a terminal.
@@ -45,28 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(command)(rest)
     except (UsageError, FailedRun) as error:
-        print(f"easydel: error: {_visible(_shortened(str(error)))}", file=sys.stderr)
+        print(
+            f"easydel: error: {visible(shortened(str(error), LONGEST_MESSAGE, tail=LONGEST_MESSAGE // 4))}",
+            file=sys.stderr,
+        )
         return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("easydel: interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as finished:  # a command's --help
         return int(finished.code or DONE)
-
-
-def _shortened(message: str) -> str:
-    """A message that quotes something long, without its middle."""
-    head, tail = LONGEST_MESSAGE * 2 // 3, LONGEST_MESSAGE // 4
-    return message if len(message) <= LONGEST_MESSAGE else f"{message[:head]} […] {message[-tail:]}"
-
-
-def _visible(message: str) -> str:
-    """A message that may quote a row or a file, which must not steer the terminal."""
-    if message.replace("\n", "").isprintable():  # as nearly all are; the import takes numpy and half a second with it
-        return message
-    from easydel.data.visible import visible
-
-    return visible(message)
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from easydel.cli.failures import UsageError, did_you_mean
+from easydel.errors import brief
 from easydel.option_types import WrongType
 from easydel.options import Option
-from easydel.plain_yaml import YamlProblem, compose, construct, shortened
+from easydel.plain_yaml import YamlProblem, compose, construct
 
 MOST_BYTES = 1 << 20
 
@@ -81,16 +82,16 @@ def _text(path: str) -> str:
         found = kind_of_bytes(content) or f"not UTF-8 text: {error.reason}"
         raise UsageError(f"the configuration file {path} is {found}; save it as UTF-8 text.") from error
     except (ValueError, RuntimeError) as error:  # a zero character in the path, or a home folder that nobody has
-        raise UsageError(f"the configuration file {shortened(path)} cannot be read: {error}.") from error
+        raise UsageError(f"the configuration file {brief(path)} cannot be read: {error}.") from error
 
 
 def _value(key: yaml.Node, value: yaml.Node, options: Mapping[str, Option], path: str) -> Any:
     where, name = f"{path}, line {key.start_mark.line + 1}", key.value
     if name not in options:
-        raise UsageError(f"{where}: unknown option {shortened(name)}{did_you_mean(name[:80], options)}")
+        raise UsageError(f"{where}: unknown option {brief(name)}{did_you_mean(name[:80], options)}")
     given = construct(value)
     try:
         return options[name].type.read(given)
     except WrongType as expected:
-        shown = repr(given) if isinstance(given, str) and len(given) < 80 else shortened(given)
+        shown = repr(given) if isinstance(given, str) and len(given) < 80 else brief(given)
         raise UsageError(f"{where}: {name}={shown}, expected {expected}.") from None

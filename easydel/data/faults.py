@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from easydel.data.visible import visible
+from easydel.errors import short_repr, shortened, visible
 
 FaultReason = Literal[
     "unreadable row",
@@ -101,24 +100,14 @@ def unreadable(error: UnreadableRow, index: int) -> RowFault:
     return RowFault(index, "row", "unreadable row", str(error))
 
 
-class _Shortened(reprlib.Repr):
-    """`reprlib`, but for integers of more digits than Python is willing to write."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() < 1000 else f"of {x.bit_length()} bits"
-
-
-_shortened = _Shortened()
-
-
 def describe(value: object) -> str:
     """A value as a message names it: its type, then the value itself, shortened."""
-    return visible(f"{type(value).__name__} {_shortened.repr(value)}")
+    return visible(f"{type(value).__name__} {short_repr(value)}")
 
 
 def in_quotes(names: Iterable[object]) -> str:
     """Names in quotes, the first few of them, each shortened."""
-    quoted = [f'"{name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"}"' for name in map(str, names)]
+    quoted = [f'"{shortened(name, LONGEST_NAME)}"' for name in map(str, names)]
     more = len(quoted) - LISTED_NAMES
     return visible(", ".join(quoted[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
 

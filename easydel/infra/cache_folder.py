@@ -1,8 +1,15 @@
 """The private folder for what can be made again: downloads, compiled programs, reference log-probs."""
 
+from __future__ import annotations
+
+import logging
 import os
 import stat
 from pathlib import Path
+
+import jax
+
+logger = logging.getLogger("easydel")
 
 
 def cache_folder() -> Path:
@@ -21,3 +28,14 @@ def cache_folder() -> Path:
         raise PermissionError(f"{folder} belongs to another user: set XDG_CACHE_HOME to a folder of your own.")
     folder.chmod(0o700)
     return folder
+
+
+def enable_compilation_cache() -> None:
+    """Let a second start of the same run compile nothing; a folder the caller has chosen for JAX stays as it is."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+            # By itself JAX keeps what took a second to compile; a run's many small programs take seconds together.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        except OSError as error:
+            logger.warning("compiled programs are not kept between runs: %s.", error)

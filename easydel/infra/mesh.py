@@ -70,8 +70,8 @@ def parameter_sharding(path: str, shape: Sequence[int], rules: PartitionRules, m
     Example:
       >>> mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
       >>> rules = [(r"up_proj\\.weight", PartitionSpec("tp", "fsdp"))]
-      >>> [parameter_sharding("up_proj.weight", shape, rules, mesh).spec for shape in ((8, 4), (2, 8, 4))]
-      [PartitionSpec('tp', 'fsdp'), PartitionSpec(None, 'tp', 'fsdp')]
+      >>> [tuple(parameter_sharding("up_proj.weight", shape, rules, mesh).spec) for shape in ((8, 4), (2, 8, 4))]
+      [('tp', 'fsdp'), (None, 'tp', 'fsdp')]
     """
     spec = tuple(next((spec for pattern, spec in rules if re.search(pattern, path)), ()))
     missing = len(shape) - len(spec)

@@ -124,7 +124,7 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         with to_the_end:
             try:
                 checkpointer.close()
-                manifest = json.dumps({"files": _contents(new)}, separators=(",", ":"))
+                manifest = json.dumps({"files": folder_contents(new)}, separators=(",", ":"))
                 (new / MANIFEST).write_text(manifest, encoding="utf-8")
                 new.rename(folder)
             except Exception as error:
@@ -174,7 +174,7 @@ def arrays_by_path(tree: PyTree) -> dict[str, jax.Array]:
     return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+def folder_contents(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         _name(path, folder): {"size": path.stat().st_size, "blake2b": _digest(path)}
         for path in sorted(folder.rglob("*"))

@@ -19,12 +19,11 @@ import numpy as np
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
-from easydel.infra.compilation_cache import enable_compilation_cache
+from easydel.infra.cache_folder import enable_compilation_cache
 from easydel.infra.device import peak_flops
 from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
 from easydel.infra.state_files import WriteError
 from easydel.layers.lora import copy_trainable, join, split_trainable
-from easydel.layers.model_digest import model_digest
 from easydel.paths import user_path
 from easydel.trainers.adapted_model import with_adapters
 from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher
@@ -53,6 +52,7 @@ from easydel.trainers.trainer_protocol import (
     TrainingStep,
 )
 from easydel.trainers.training_arguments import TrainingArguments
+from easydel.weights.fingerprint import model_digest
 
 logger = logging.getLogger("easydel")
 
@@ -502,7 +502,7 @@ class Trainer(TrainerHooks):
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         if self.processing_class is not None:
-            from easydel.weights.tokenizer import save_tokenizer  # imports transformers, which a run may do without
+            from easydel.tokenizer.tokenizer import save_tokenizer  # imports transformers, which a run may do without
 
             save_tokenizer(self.processing_class, folder)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from easydel.errors import listed, plain, shown
+from easydel.errors import listed, plain, short_repr, shown
 from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter
 from easydel.layers.lora import LARGEST_ALPHA, adapters, require_no_adapters, with_adapters
@@ -23,6 +23,7 @@ from easydel.layers.name_pattern import matching_names
 from easydel.layers.surgery import Model, layer_linears
 from easydel.paths import user_path
 from easydel.weights.hugging_face import CONFIG, FLOATS, read_json, replacing_files
+from easydel.weights.weight_map import Module
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -56,8 +57,8 @@ REQUIRED = ("r", "lora_alpha", "target_modules")
 LONGEST_NAME = 4096
 
 
-# The modules of a linear layer in the files: their names by position in the layer's leading axes.
-Modules = dict[tuple[int, ...], str]
+# The modules of the files that a linear layer is, or is part of, by position in the layer's leading axes.
+Modules = dict[tuple[int, ...], Module]
 
 
 class AdapterConfig(NamedTuple):
@@ -73,38 +74,50 @@ class AdapterConfig(NamedTuple):
 def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
     """Write a model's adapters, and nothing else of it, as a folder that `peft` opens.
 
+    Several layers that are one module in the files (queries, keys and values of Phi-3) get one adapter together, of all
+    their ranks; the other modules' factors are filled up with zeros to that rank, which changes no number.
+
     Args:
       model: a model with adapters.
       folder: where; made if absent.
       base_model_name_or_path: hub id or folder of the model without adapters, for programs that look it up.
 
     Raises:
-      ValueError: the model has no adapters.
+      ValueError: the model has no adapters, or one on a weight that is no matrix in the files.
     """
     found = adapters(model)
     if not found:
         raise ValueError("the model has no adapters to save; save_pretrained writes the model itself.")
-    first, names = next(iter(found.values())), _module_names(model)
+    first, modules = next(iter(found.values())), _modules(model)
+    if without := [path for path in found if not modules[path]]:
+        raise ValueError(
+            f"{', '.join(without)}: the model's files hold these weights as no matrices that PEFT could adapt; save "
+            "the merged model (merge_lora, save_pretrained)."
+        )
+    factors = _factors_by_module(found, modules)
+    rank = max(len(a) for a, _ in factors.values())
+    # The scale stays what it was, whatever the rank.
+    growth = rank / first.rank
+    alpha = first.alpha * (math.sqrt(growth) if first.use_rslora else growth)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_name_or_path,
         "inference_mode": True,
-        "r": first.rank,
-        "lora_alpha": int(first.alpha) if first.alpha.is_integer() else first.alpha,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": first.dropout,
         "use_rslora": first.use_rslora,
-        "target_modules": _ends_of(names, found),
+        "target_modules": _ends_of(modules, found),
         "bias": "none",
         "fan_in_fan_out": False,
         "modules_to_save": None,
     }
     tensors: dict[str, np.ndarray] = {}
-    for path, adapter in found.items():
-        for factor, stacked in (("lora_A", np.asarray(adapter.a)), ("lora_B", np.asarray(adapter.b))):
-            tensors |= {
-                _tensor_name(name, factor): np.ascontiguousarray(stacked[at]) for at, name in names[path].items()
-            }
+    for module, (a, b) in factors.items():
+        missing = rank - len(a)
+        tensors[_tensor_name(module, "lora_A")] = np.pad(a, ((0, missing), (0, 0)))
+        tensors[_tensor_name(module, "lora_B")] = np.ascontiguousarray(np.pad(b, ((0, 0), (0, missing))))
     with replacing_files(user_path(folder)) as new:
         (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -125,13 +138,15 @@ def load_adapter(model: Model, folder: str | Path) -> Model:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a folder written by peft or save_adapter.")
     config = _read_config(folder)
-    linears, names = layer_linears(model), _module_names(model)
-    targets = _targets(folder, names, config.target_modules)
-    tensors = _read_tensors(folder, {path: linears[path] for path in targets}, names, config.rank)
+    linears, modules = layer_linears(model), _modules(model)
+    targets = _targets(folder, modules, config.target_modules)
+    tensors = _read_tensors(folder, {path: linears[path] for path in targets}, modules, config.rank)
 
     def stacked(path: str, factor: str) -> Array:
-        found = np.stack([tensors[_tensor_name(name, factor)] for name in names[path].values()])
-        return jnp.asarray(found.reshape(*linears[path].weight.shape[:-2], *found.shape[1:]))
+        found = [tensors[_tensor_name(module.name, factor)] for module in modules[path].values()]
+        if factor == "lora_B":
+            found = [b[module.rows] for b, module in zip(found, modules[path].values())]
+        return jnp.asarray(np.stack(found).reshape(*linears[path].weight.shape[:-2], *found[0].shape))
 
     return with_adapters(
         model,
@@ -177,24 +192,54 @@ def base_of_adapter(folder: Path) -> str:
     return base
 
 
-def _module_names(model: LanguageModel) -> dict[str, Modules]:
+def _modules(model: LanguageModel) -> dict[str, Modules]:
     """The files' modules of every linear layer of the decoder layers."""
-    return {path: model.weight_map.modules(path, linear.weight.shape) for path, linear in layer_linears(model).items()}
+    weight_map, linears = model.weight_map, layer_linears(model)
+    shapes = {f"{path}.weight": linear.weight.shape for path, linear in linears.items()}
+    return {path: weight_map.modules(path, shapes) for path in linears}
+
+
+def _factors_by_module(
+    found: Mapping[str, LoraAdapter], modules: Mapping[str, Modules]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Both factors of every module of the files, ``[rank, in]`` and ``[out, rank]``."""
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray, Module]]] = {}
+    for path, adapter in found.items():
+        a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+        for at, module in modules[path].items():
+            parts.setdefault(module.name, []).append((a[at], b[at], module))
+    return {name: _joined(of_module) for name, of_module in parts.items()}
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, Module]]) -> tuple[np.ndarray, np.ndarray]:
+    """The factors of one adapter that adds to each part's outputs what its own adapter adds."""
+    first_a, first_b, module = parts[0]
+    # Layers whose adapters came from one module still share its first factor, unless they were trained.
+    is_shared = all(np.array_equal(a, first_a) for a, _, _ in parts)
+    ranks = [0 if is_shared else len(a) for a, _, _ in parts]
+    starts = np.cumsum([0, *ranks])
+    joined = np.zeros((module.size_out, len(first_a) if is_shared else starts[-1]), first_b.dtype)
+    for (a, b, part), start in zip(parts, starts):
+        joined[part.rows, start : start + len(a)] = b
+    return first_a if is_shared else np.concatenate([a for a, _, _ in parts]), joined
 
 
 def _tensor_name(module: str, factor: str) -> str:
     return f"{PREFIX}{module}.{factor}.weight"
 
 
-def _ends_of(names: Mapping[str, Modules], found: Collection[str]) -> list[str]:
-    """What ``target_modules`` says of the linear layers `found`: the last words of their names, or all of these where
-    another layer's name ends in the same word.
+def _ends_of(modules: Mapping[str, Modules], found: Collection[str]) -> list[str]:
+    """What ``target_modules`` says of the linear layers `found`: the last words of their modules' names, or the whole
+    names where a module that has no adapter ends in the same word.
     """
-    others = {module.rpartition(".")[2] for path in names if path not in found for module in names[path].values()}
+    adapted = {module.name for path in found for module in modules[path].values()}
+    every = {module.name for of_path in modules.values() for module in of_path.values()}
+    others = {name.rpartition(".")[2] for name in every - adapted}
     ends: dict[str, None] = {}
     for path in found:
-        words = dict.fromkeys(module.rpartition(".")[2] for module in names[path].values())
-        ends |= words if others.isdisjoint(words) else dict.fromkeys(names[path].values())
+        names = [module.name for module in modules[path].values()]
+        words = dict.fromkeys(name.rpartition(".")[2] for name in names)
+        ends |= words if others.isdisjoint(words) else dict.fromkeys(names)
     return list(ends)
 
 
@@ -214,7 +259,7 @@ def _read_config(folder: Path) -> AdapterConfig:
 
     def check(name: str, is_right: bool, expected: str) -> None:
         if config.get(name) is not None and not is_right:
-            problems.append(f"{name} is {short(config[name])}, expected {expected}")
+            problems.append(f"{name} is {short_repr(config[name])}, expected {expected}")
 
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
@@ -231,11 +276,11 @@ def _read_config(folder: Path) -> AdapterConfig:
         "the names of modules or a regular expression",
     )
     if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {short(config.get('peft_type'))}, expected 'LORA'")
+        problems.append(f"peft_type is {short_repr(config.get('peft_type'))}, expected 'LORA'")
     if start not in HARMLESS_STARTS:
-        problems.append(f"init_lora_weights is {short(start)}, which changes the base's weights too")
+        problems.append(f"init_lora_weights is {short_repr(start)}, which changes the base's weights too")
     problems += [
-        f"{plain(name)} is {short(value)}, which is not computed here"
+        f"{plain(name)} is {short_repr(value)}, which is not computed here"
         for name, value in config.items()
         if name not in READ | WITHOUT_EFFECT and value not in OFF
     ]
@@ -244,11 +289,11 @@ def _read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(rank, float(alpha), float(dropout or 0), bool(config.get("use_rslora")), targets)
 
 
-def _targets(folder: Path, names: Mapping[str, Modules], target_modules: str | list[str]) -> list[str]:
+def _targets(folder: Path, modules: Mapping[str, Modules], target_modules: str | list[str]) -> list[str]:
     """The paths of the linear layers that ``target_modules`` names: by the ends of their names or, as text, by a
     regular expression.
     """
-    everything = [name for modules in names.values() for name in modules.values()]
+    everything = [module.name for of_path in modules.values() for module in of_path.values()]
     problems: list[str] = []
     if isinstance(target_modules, str):
         try:
@@ -263,17 +308,18 @@ def _targets(folder: Path, names: Mapping[str, Modules], target_modules: str | l
             f"target module {plain(name)} is no linear layer of the decoder layers" for name in sorted(unknown)
         ]
     targets = []
-    for path, modules in names.items():
-        hits = sum(name in found for name in modules.values())
+    for path, of_path in modules.items():
+        hits = sum(module.name in found for module in of_path.values())
         if hits:
             targets.append(path)
-        if 0 < hits < len(modules):
-            kind = "layers" if len(next(iter(modules))) < 2 else "experts of all layers"
-            problems.append(f"{path} is adapted in {hits} of {len(modules)} {kind}, not in all")
+        if 0 < hits < len(of_path):
+            kind = "layers" if len(next(iter(of_path))) < 2 else "experts of all layers"
+            problems.append(f"{path} is adapted in {hits} of {len(of_path)} {kind}, not in all")
     if problems or not targets:
+        places = ", ".join(path for path in modules if modules[path])
         raise ValueError(
             f"{folder / ADAPTER_CONFIG} has target_modules {shown(target_modules)}; adapters here sit on "
-            f"{', '.join(names)}, each in all layers:\n  {listed(problems or ['none matches'])}"
+            f"{places}, each in all layers:\n  {listed(problems or ['none matches'])}"
         )
     return targets
 
@@ -285,14 +331,14 @@ def _ends(name: str) -> set[str]:
 
 
 def _read_tensors(
-    folder: Path, targets: Mapping[str, Linear], names: Mapping[str, Modules], rank: int
+    folder: Path, targets: Mapping[str, Linear], modules: Mapping[str, Modules], rank: int
 ) -> dict[str, np.ndarray]:
     """The adapter's tensors, float32, read only when the file's header has all of them in the right shapes."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, linear in targets.items():
-        size_out, size_in = linear.weight.shape[-2:]
-        for factor, shape in (("lora_A", (rank, size_in)), ("lora_B", (size_out, rank))):
-            expected |= {_tensor_name(module, factor): shape for module in names[path].values()}
+        for module in modules[path].values():
+            expected[_tensor_name(module.name, "lora_A")] = (rank, linear.weight.shape[-1])
+            expected[_tensor_name(module.name, "lora_B")] = (module.size_out, rank)
     file = folder / ADAPTER_WEIGHTS
     try:
         with safe_open(str(file), framework="numpy") as opened:
@@ -305,7 +351,7 @@ def _read_tensors(
             ]
             for name in expected.keys() & present.keys():
                 if shapes[name] != expected[name]:
-                    problems.append(f"tensor {name} has shape {short(shapes[name])}, expected {expected[name]}")
+                    problems.append(f"tensor {name} has shape {short_repr(shapes[name])}, expected {expected[name]}")
                 if dtypes[name] not in FLOATS:
                     problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOATS)}")
             if not problems:

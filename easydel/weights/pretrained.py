@@ -191,11 +191,11 @@ def _check_tied_head(files: CheckpointFiles, head: str, embedding: str) -> None:
 
 def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_map: WeightMap) -> None:
     expected = weight_map.tensor_shapes(shapes)
-    head, embedding = (weight_map.rule(path).tensor for path in (HEAD, EMBEDDING))
+    head = weight_map.rule(HEAD).tensor if HEAD in weight_map else None
     present = {name for name in files.tensor_names if not weight_map.is_other(name)}
     # Old exports carry the rotary table, and tied models a copy of the embedding as head: both follow from the rest.
     implied = {name for name in present if name.endswith("rotary_emb.inv_freq")}
-    if head not in expected:
+    if head is not None and head not in expected:
         implied.add(head)
     untied = ': config.json ties no embeddings; set "tie_word_embeddings" to true if the embedding is the head'
     problems = [
@@ -214,8 +214,8 @@ def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_m
             f"the weights do not fit config.json (model_type {json.dumps(files.config.get('model_type'))}):\n  "
             f"{listed(problems, most=5)}"
         )
-    if head in present - expected.keys():
-        _check_tied_head(files, head, embedding)
+    if head is not None and head in present - expected.keys():
+        _check_tied_head(files, head, weight_map.rule(EMBEDDING).tensor)
 
 
 def tensors_to_save(model: PyTree, weight_map: WeightMap, dtype: np.dtype | None) -> dict[str, SavedTensor]:

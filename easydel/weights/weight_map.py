@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,6 +150,20 @@ class SavedTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+class Module(NamedTuple):
+    """Where a linear layer's outputs are among those of a module of the folder.
+
+    Attributes:
+      name: of the module, e.g. "model.layers.3.self_attn.qkv_proj".
+      rows: of the module's weight.
+      size_out: how many rows the module has.
+    """
+
+    name: str
+    rows: slice
+    size_out: int
+
+
 class WeightMap:
     """The rules of a model, by the paths of its arrays and by the names of its tensors.
 
@@ -215,6 +229,9 @@ class WeightMap:
             raise KeyError(f"no rule of the weight map fills {path}; add a TensorRule for it.")
         return self._rule_of[path]
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._rule_of
+
     def is_in_layers(self, path: str) -> bool:
         """Whether an array belongs to decoder layers, rather than to the embedding, the last norm or the head."""
         return path in self._rule_of and self._rule_of[path].layers is not None
@@ -267,24 +284,28 @@ class WeightMap:
                 tensors[rule.name(position)] = SavedTensor(names[rule.name(position)], of_rule, read)
         return tensors
 
-    def modules(self, path: str, shape: Shape) -> dict[tuple[int, ...], str]:
-        """The folder's names of a linear layer's modules, by their positions in the leading axes.
+    def modules(self, path: str, shapes: Shapes) -> dict[tuple[int, ...], Module]:
+        """The folder's modules of a linear layer, by their positions in the leading axes of its weight.
 
         Args:
           path: of the linear layer.
-          shape: of its weight.
+          shapes: of the weights of all linear layers, by the paths of the arrays.
 
-        Raises:
-          ValueError: the folder has no module of this layer alone, holding its weight as ``[out, in]``.
+        Returns:
+          Nothing where the folder holds the weight in another form than matrices ``[out, in]``.
         """
-        rule = self.rule(f"{path}.weight")
-        is_alone = len(rule.arrays) == 1 and not rule.transposed and len(shape) == rule.stacked_axes() + 2
-        if not is_alone or not rule.tensor.endswith(".weight"):
-            raise ValueError(
-                f"{path} has no module of its own in the model's files: {rule.tensor} holds "
-                f"{' and '.join(rule.arrays)}{', transposed' if rule.transposed else ''}, of shape {shape} here."
-            )
-        return {at: rule.name(at).removesuffix(".weight") for at in self._positions(rule, shape)}
+        rule, shape = self.rule(f"{path}.weight"), shapes[f"{path}.weight"]
+        axes = rule.stacked_axes()
+        if rule.transposed or len(shape) != axes + 2 or not rule.tensor.endswith(".weight"):
+            return {}
+        blocks = [shapes[other][axes:] for other in rule.arrays]
+        rows, _ = rule.source(
+            rule.arrays.index(f"{path}.weight"), blocks, tuple(slice(0, size) for size in shape[axes:])
+        )
+        size_out, _ = rule.tensor_shape(blocks)
+        return {
+            at: Module(rule.name(at).removesuffix(".weight"), rows, size_out) for at in self._positions(rule, shape)
+        }
 
     def _used(self, shapes: Shapes) -> Iterator[tuple[TensorRule, list[Shape]]]:
         """The rules of the arrays that there are, with the shapes of their arrays; arrays' order is kept."""

@@ -17,9 +17,9 @@ from easydel.cli import main
 from easydel.cli.inputs import read_chat_template
 from easydel.infra.state_files import WriteError
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
+from easydel.tokenizer.tokenizer import load_tokenizer
 from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
 from easydel.trainers.trainer_protocol import NonFiniteError
-from easydel.weights.tokenizer import load_tokenizer
 from tests.cli.conftest import ROWS, write_rows
 
 

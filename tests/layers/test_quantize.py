@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from easydel import EasyDeLState, LlamaForCausalLM
-from easydel.infra.fingerprint import fingerprint
 from easydel.layers.linear import QuantizedWeight
 from easydel.layers.surgery import layer_linears
+from easydel.weights.fingerprint import fingerprint
 from tests.layers.test_lora import IDS, moved
 
 

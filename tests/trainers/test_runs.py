@@ -209,12 +209,12 @@ def test_a_model_name_that_is_no_name_of_a_folder_is_refused(name):
 
 def rewrite_notes(checkpoint: Path, **changes) -> None:
     """Change the notes and make the manifest agree, as an attacker would."""
-    from easydel.infra.state_files import _contents
+    from easydel.infra.state_files import folder_contents
 
     notes = json.loads((checkpoint / NOTES).read_text()) | changes
     (checkpoint / NOTES).write_text(json.dumps(notes))
     (checkpoint / MANIFEST).unlink()
-    (checkpoint / MANIFEST).write_text(json.dumps({"files": _contents(checkpoint)}))
+    (checkpoint / MANIFEST).write_text(json.dumps({"files": folder_contents(checkpoint)}))
 
 
 PLACE = {"step": 1, "data": None, "evaluated": None}

@@ -17,7 +17,7 @@ from rich.text import Text
 from easydel.data.faults import RowFault
 from easydel.data.preference.tokenise import Tokenizer
 from easydel.data.tree import PAIR_BRANCHES, PreferencePair, PromptTree
-from easydel.data.visible import HIDDEN, visible
+from easydel.errors import HIDDEN, visible
 
 SPECIAL_STYLE = "bold magenta"
 SPACE_STYLE = "dim cyan"

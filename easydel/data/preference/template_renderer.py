@@ -15,7 +15,7 @@ from easydel.data.faults import BadRow, describe
 from easydel.data.preference.messages import Message
 from easydel.data.preference.template_process import TemplateFailure, TemplateProcess, shared_process
 from easydel.data.preference.tokenise import Tokenizer
-from easydel.data.visible import visible
+from easydel.errors import visible
 
 # Messages, and whether the text is to end where the next answer begins.
 Conversation: TypeAlias = tuple[list[Message], bool]

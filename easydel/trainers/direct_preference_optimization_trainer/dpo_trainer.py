@@ -34,7 +34,6 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
 from easydel.layers.lora import join
-from easydel.layers.model_digest import model_digest
 from easydel.ops.mesh_axes import data_parallel_size
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
@@ -64,6 +63,7 @@ from easydel.trainers.trainer_protocol import (
     TrainerConfigureDataloaderOutput,
     TrainerOutput,
 )
+from easydel.weights.fingerprint import model_digest
 
 if TYPE_CHECKING:
     # Who passes such an object has imported the package; others need not wait a second for it.

@@ -13,7 +13,7 @@ from easydel.data.preference.columns import unread_columns
 from easydel.data.preference.show import render_fault, render_pair
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.tree import PreferencePair
-from easydel.data.visible import visible
+from easydel.errors import visible
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from easydel.options import POSITIVE, Range, option_field, require
+from easydel.options import POSITIVE, Range, check_ranges, option_field
 
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
@@ -37,9 +37,7 @@ class Objective(abc.ABC):
     paper: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, within = getattr(self, field.name), field.metadata.get("within")
-            require(within is None or value in within, field.name, value, str(within))
+        check_ranges(self)
 
     @abc.abstractmethod
     def __call__(self, scores: PairScores) -> PerPair:

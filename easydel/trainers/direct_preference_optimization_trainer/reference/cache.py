@@ -20,7 +20,7 @@ import jax
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.cache_folder import cache_folder
-from easydel.layers.model_digest import model_digest
+from easydel.weights.fingerprint import model_digest
 
 logger = logging.getLogger("easydel")
 

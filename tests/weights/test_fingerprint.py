@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from easydel.infra.fingerprint import fingerprint
 from easydel.infra.mesh import create_mesh
+from easydel.weights.fingerprint import fingerprint
 
 
 def test_the_same_weights_have_the_same_digest_wherever_they_lie(tiny_model):

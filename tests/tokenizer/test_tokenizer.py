@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from easydel.weights.tokenizer import load_tokenizer, save_tokenizer
+from easydel.tokenizer.tokenizer import load_tokenizer, save_tokenizer
 from tests.tiny import CHATML, make_tokenizer
 
 TEXT = "<|im_start|>please, tell me.<|im_end|>"

