@@ -15,6 +15,7 @@ from easydel.cli.dpo import RunOptions
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.attention.tree_attention import BACKENDS, AttentionBackend
+from easydel.weights.fingerprint import model_digest
 from tests.tiny import tiny_config
 
 
