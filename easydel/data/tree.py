@@ -83,7 +83,7 @@ class PreferencePair:
       weight: the row's share in the loss.
       margin: nats by which the pair's scores are to differ; None where no objective reads it.
       ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
-      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each part.
+      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each.
     """
 
     prompt_ids: Int32[np.ndarray, " prompt"]
