@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from easydel.cli.dpo import RunOptions
-from easydel.layers.model_digest import model_digest
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.ops.attention.tree_attention import BACKENDS, AttentionBackend
+from easydel.weights.fingerprint import model_digest
 from tests.tiny import tiny_config
 
 
