@@ -1,4 +1,4 @@
-"""The base of every model: load, save, run, generate."""
+"""Load, save, adapt and sample any language model: what is convenient above `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class EasyDeLBaseModule(LanguageModel):
           ValueError: the files do not hold a model of this family; says which tensor or field is wrong.
 
         Example:
-          ``LlamaForCausalLM.from_pretrained("path/to/SmolLM2-135M-Instruct", sharding_axis_dims=(1, -1, 1, 1, 1))``
+          >>> model = LlamaForCausalLM.from_pretrained("path/to/model", sharding_axis_dims=(1, -1, 1, 1, 1))
+          >>> model.model_type
+          'llama'
         """
         return cls.from_checkpoint(open_checkpoint(name_or_path), **options)
 
@@ -158,7 +160,8 @@ class EasyDeLBaseModule(LanguageModel):
         """The same weights with fresh adapters on the layers that match; all options: `easydel.layers.lora.apply_lora`.
 
         Example:
-          ``model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj")``
+          >>> model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj").has_lora
+          True
         """
         return lora.apply_lora(self, rank, alpha, pattern, **options)
 

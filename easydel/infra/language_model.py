@@ -1,6 +1,6 @@
-"""What a language model is: a config, a dtype, the maps and rules of its parameters, a forward pass and a head.
+"""Define what a language model is: config, dtype, weight map, sharding rules, one forward pass and one head.
 
-Whatever works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
+All that works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
 """
 
 from __future__ import annotations
