@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import doctest
 import importlib
@@ -148,6 +149,29 @@ def test_every_public_name_has_its_place_in_the_api_pages():
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     documented = set(re.findall(r"auto(?:class|function|exception):: (?:\w+\.)+(\w+)", pages))
     assert set(easydel.__all__) | set(easydel.trainers.__all__) <= documented
+
+
+MAPS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "one_update.md")
+# A path from the root of the repository, and perhaps a name in that file.
+PLACE = re.compile(
+    r"`((?:easydel|tests|docs|benchmarks|examples)/[\w./-]*|[A-Z]\w+\.md|pyproject\.toml|\.ci/run)(?:::(\w+))?`"
+)
+
+
+@pytest.mark.parametrize("page", MAPS, ids=lambda page: page.name)
+def test_every_file_and_name_that_a_map_of_the_code_mentions_exists(page):
+    places = set(PLACE.findall(page.read_text()))
+    assert len(places) > 20
+    for path, name in places:
+        assert (ROOT / path).exists(), path
+        if name:
+            defined = ast.parse((ROOT / path).read_text()).body
+            names = {getattr(node, "name", None) for node in defined}
+            names |= {
+                ast.unparse(target) for node in defined if isinstance(node, ast.Assign) for target in node.targets
+            }
+            names |= {ast.unparse(node.target) for node in defined if isinstance(node, ast.AnnAssign)}
+            assert name in names, f"{path} defines no {name}"
 
 
 # An example that asks for something that no test has, with its reason; all others run.

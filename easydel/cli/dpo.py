@@ -66,6 +66,8 @@ class RunOptions:
     """Devices along the mesh axes dp, fsdp, ep, tp and sp; one may be -1 and takes those that are left."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What the model computes in; none is float32 on CPU and bfloat16 on accelerators."""
+    attention_backend: Literal["cudnn", "tpu", "xla"] | None = None
+    """What computes attention; none chooses by device, dtype and head size. Changes speed and memory, not results."""
 
 
 def run_sections() -> tuple[Section, ...]:
@@ -221,7 +223,7 @@ def _make_trainer(
     from easydel.modules.auto import AutoEasyDeLModelForCausalLM
     from easydel.trainers.direct_preference_optimization_trainer.dpo_trainer import DPOTrainer
 
-    options = {"dtype": run.dtype, "sharding_axis_dims": run.sharding_axis_dims}
+    options = {name: getattr(run, name) for name in ("dtype", "sharding_axis_dims", "attention_backend")}
     with refusing(OSError, ValueError):
         model = AutoEasyDeLModelForCausalLM.from_pretrained(run.model, **options)
         reference = None

@@ -1,7 +1,11 @@
-"""Rows in, tokenised preference pairs out: sources, the transform, faults, and how to show them."""
+"""Turn rows of any source into tokenised preference pairs, and those into batches; numpy only, never jax.
+
+Read on in the order of a row: `sources` (where it comes from), `preference` (it becomes a pair), `tree` (what that is),
+and `batching` (pairs become batches). `faults` names what is wrong with a row.
+"""
 
 from easydel.data.faults import FAULT_REASONS, DataError, FaultReason, FaultTally, RowFault, UnreadableRow
-from easydel.data.preference.show import render_fault, render_pair
+from easydel.data.preference.show import render_fault, render_pair, render_tree
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.sources.base import CompositeSource, ShardedDataSource
 from easydel.data.sources.files import (
@@ -15,11 +19,12 @@ from easydel.data.sources.files import (
 from easydel.data.sources.huggingface import HuggingFaceSource
 from easydel.data.sources.mixture import MixtureSource
 from easydel.data.sources.open_source import open_source
-from easydel.data.tree import PreferencePair
+from easydel.data.tree import Branch, PreferencePair, PromptTree
 
 __all__ = [
     "FAULT_REASONS",
     "ArrowSource",
+    "Branch",
     "CompositeSource",
     "CompressedJsonLinesSource",
     "CsvSource",
@@ -33,10 +38,12 @@ __all__ = [
     "ParquetSource",
     "PreferencePair",
     "PreferenceTransform",
+    "PromptTree",
     "RowFault",
     "ShardedDataSource",
     "UnreadableRow",
     "open_source",
     "render_fault",
     "render_pair",
+    "render_tree",
 ]

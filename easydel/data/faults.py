@@ -56,7 +56,7 @@ class RowFault:
     """Why one row cannot become a preference pair.
 
     Attributes:
-      index: the row's place in the data, -1 when unknown.
+      index: the row's position in the data, -1 when unknown.
       field: the column at fault.
       reason: one of `FAULT_REASONS`.
       message: what was given, what was expected, and the fix; without the row's location.
@@ -125,6 +125,14 @@ class FaultTally:
     Raises:
       DataError: from `record` and `check`, when the share is over the limit, or on a structural fault before any
         good row.
+      ValueError: `limit` is not a share.
+
+    Example:
+      >>> tally = FaultTally(limit=0.5)
+      >>> tally.record_good()
+      >>> tally.record(RowFault(1, "chosen", "empty completion", '"chosen" is empty.'), "train.jsonl, row 1")
+      >>> tally.rows_seen, tally.dropped
+      (2, {'empty completion': 1})
     """
 
     def __init__(self, limit: float = 0.05):
@@ -171,7 +179,7 @@ class FaultTally:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self._epoch = state["epoch"]
         self._current, self._earlier = Counter(state["current"]), Counter(state["earlier"])
         self._examples = {reason: list(examples) for reason, examples in state["examples"].items()}
@@ -188,7 +196,7 @@ class FaultTally:
         )
 
     def summary(self) -> str:
-        """One line a reason with its first examples, or one line that says nothing was dropped."""
+        """One line per reason with its first examples, or one line that says nothing was dropped."""
         seen, dropped = self.rows_seen, self._dropped()
         if not dropped:
             return f"No rows were dropped ({_count(seen)} seen)."

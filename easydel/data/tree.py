@@ -82,7 +82,7 @@ class PreferencePair:
       index: the row's position in the data, -1 when unknown.
       weight: the row's share in the loss.
       ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
-      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each part.
+      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each.
     """
 
     prompt_ids: Int32[np.ndarray, " prompt"]

@@ -1,4 +1,4 @@
-"""Sampling from a model with a key-value cache."""
+"""Sample from a model with a key-value cache."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from easydel.infra.language_model import LanguageModel
+from easydel.infra.language_model import KeyValueCache, LanguageModel
 from easydel.ops.attention.inputs import TokenIds
 
 # Prompts are padded to a multiple of this, so that prompts of similar length share one compilation.
@@ -27,11 +27,11 @@ def generate(
     stop_token_ids: Sequence[int] = (),
     key: PRNGKeyArray | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt token by token; the new tokens only, without the stop token.
+    """Continue each prompt token by token; returns the new tokens only, without the stop token.
 
     Args:
       model: the model to sample from.
-      prompts: token ids, one list a prompt; lengths may differ.
+      prompts: token ids, one list per prompt; lengths may differ.
       max_new_tokens: most tokens to add.
       temperature: 0 picks the likeliest token; above 0, logits are divided by it and sampled.
       top_p: sample among the likeliest tokens that together hold this probability (Holtzman et al. 2019).
@@ -40,6 +40,10 @@ def generate(
 
     Raises:
       ValueError: an empty prompt, or an option out of range.
+
+    Example:
+      >>> [len(tokens) for tokens in generate(model, [[5, 3], [7]], max_new_tokens=4)]
+      [4, 4]
     """
     if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
         raise ValueError("generate needs at least one prompt, and every prompt at least one token.")
@@ -73,9 +77,19 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames="max_new_tokens")
-def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key, max_new_tokens):
+def _generate(
+    model: LanguageModel,
+    input_ids: Int[Array, "rows width"],
+    position_ids: Int[Array, "rows width"],
+    stop_ids: Int[Array, " stops"],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    key: PRNGKeyArray,
+    max_new_tokens: int,
+) -> tuple[Int[Array, "rows new"], Int[Array, " rows"]]:
+    """New tokens, and how many of each row come before its stop token."""
     rows, width = input_ids.shape
-    cache = model.empty_cache(rows, width + max_new_tokens)
+    cache: KeyValueCache | None = model.empty_cache(rows, width + max_new_tokens)
     hidden, cache, _ = model.hidden_states(input_ids, TokenIds.of_sequences(position_ids), cache=cache)
 
     def next_tokens(hidden, key):
@@ -111,7 +125,7 @@ def _generate(model, input_ids, position_ids, stop_ids, temperature, top_p, key,
 
 
 def _keep_top_p(logits: Float[Array, "rows vocab"], top_p: Float[Array, ""]) -> Float[Array, "rows vocab"]:
-    """Shut out every token behind the first ones that hold `top_p` of the probability."""
+    """Logits with -inf for every token but the likeliest ones that together hold `top_p` of the probability."""
     descending = jnp.sort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(descending, axis=-1)
     kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p

@@ -1,4 +1,4 @@
-"""The shape of a decoder, whatever family it comes from, and how ``config.json`` says it."""
+"""Describe the shape of a decoder of any family, and read it from ``config.json``."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ SAME_NAMES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EasyDeLBaseConfig:
-    """What a decoder-only model needs to know about itself, in the names of Hugging Face's ``config.json``.
+    """The shape of a decoder-only model, in the names of Hugging Face's ``config.json``; hashable, to be static data.
 
-    A family file reads it from ``config.json``; it is hashable, so that a model can carry it as static data.
-    `layer_windows` holds one sliding window a layer, in tokens, or None for full attention. `hf_config` keeps the
-    whole original as JSON text and `kept_files` the names and texts of the files that go with the weights, so that
-    `save_pretrained` gives back what it was given; `source` is where it was loaded from.
-
-    The properties are what the forward pass that all families share reads beside the sizes. A family that computes one
-    of them otherwise has a config class of its own: fields in the names of its ``config.json``, and these properties
+    The properties are what the forward pass of all families reads beside the fields. A family that computes one of
+    them otherwise has a config class of its own: fields in the names of its ``config.json``, and these properties
     overridden to say what the fields mean.
+
+    Attributes:
+      layer_windows: sliding window of each layer in tokens, or None for full attention.
+      hf_config: the whole original ``config.json``, as JSON text, for `save_pretrained`.
+      kept_files: names and texts of the files that go with the weights, for `save_pretrained`.
+      source: where the model was loaded from.
 
     Raises:
       ValueError: the sizes do not fit one another.
@@ -140,15 +141,16 @@ class EasyDeLBaseConfig:
         return (ONE_KIND,) * self.num_hidden_layers
 
     @property
+    def layers_of_kind(self) -> dict[str, tuple[int, ...]]:
+        """Kind -> the numbers of its layers, from 0."""
+        kinds = self.layer_kinds
+        return {kind: tuple(number for number, own in enumerate(kinds) if own == kind) for kind in dict.fromkeys(kinds)}
+
+    @property
     def layer_stacks(self) -> dict[str, tuple[int, ...]]:
         """Path of each stack of layers in the model -> the numbers of its layers, from 0."""
-        kinds = dict.fromkeys(self.layer_kinds)
-        return {
-            "layers" if len(kinds) == 1 else f"layers.{kind}": tuple(
-                layer for layer, own in enumerate(self.layer_kinds) if own == kind
-            )
-            for kind in kinds
-        }
+        of_kind = self.layers_of_kind
+        return {"layers" if len(of_kind) == 1 else f"layers.{kind}": numbers for kind, numbers in of_kind.items()}
 
     @property
     def attention_scale(self) -> float | None:

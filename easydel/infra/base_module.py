@@ -1,4 +1,4 @@
-"""The base of every model: load, save, run, generate."""
+"""Load, save, adapt and sample any language model: what is convenient above `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from easydel.infra.mesh import create_mesh, tree_shardings
 from easydel.layers import lora, quantize
 from easydel.layers.lora import split_trainable
 from easydel.layers.surgery import layer_linears
+from easydel.ops.attention.tree_attention import AttentionBackend
 from easydel.weights import peft
 from easydel.weights.hugging_face import CheckpointFiles, write_folder
 from easydel.weights.pretrained import (
@@ -51,7 +52,9 @@ class EasyDeLBaseModule(LanguageModel):
           ValueError: the files do not hold a model of this family; says which tensor or field is wrong.
 
         Example:
-          ``LlamaForCausalLM.from_pretrained("path/to/SmolLM2-135M-Instruct", sharding_axis_dims=(1, -1, 1, 1, 1))``
+          >>> model = LlamaForCausalLM.from_pretrained("path/to/model", sharding_axis_dims=(1, -1, 1, 1, 1))
+          >>> model.model_type
+          'llama'
         """
         return cls.from_checkpoint(open_checkpoint(name_or_path), **options)
 
@@ -63,6 +66,7 @@ class EasyDeLBaseModule(LanguageModel):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         sharding_axis_dims: Sequence[int] = (1, -1, 1, 1, 1),
+        attention_backend: AttentionBackend | None = None,
     ) -> Self:
         """Load from opened files; each device reads its own slices.
 
@@ -73,6 +77,11 @@ class EasyDeLBaseModule(LanguageModel):
           param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
             updates of DPO's size.
           sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
+          attention_backend: what computes attention over whole rows, "cudnn", "tpu" or "xla"; None chooses by device,
+            dtype and head size. Any of them gives the same numbers up to rounding.
+
+        Raises:
+          ValueError: the files do not hold a model of this family, or an option is none of the above.
         """
         found = files.config.get("model_type")
         if found != cls.model_type:
@@ -88,6 +97,7 @@ class EasyDeLBaseModule(LanguageModel):
             cls.read_config(files.config), kept_files=files.kept_files, source=str(files.path.absolute())
         )
         skeleton = jax.eval_shape(lambda: cls.init(config, jax.random.key(0), dtype))
+        skeleton = dataclasses.replace(skeleton, attention_backend=attention_backend)
         mesh = create_mesh(sharding_axis_dims)
         return load_parameters(files, skeleton, cls.weight_map_for(config), cls.partition_rules, mesh, param_dtype)
 
@@ -150,7 +160,8 @@ class EasyDeLBaseModule(LanguageModel):
         """The same weights with fresh adapters on the layers that match; all options: `easydel.layers.lora.apply_lora`.
 
         Example:
-          ``model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj")``
+          >>> model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj").has_lora
+          True
         """
         return lora.apply_lora(self, rank, alpha, pattern, **options)
 

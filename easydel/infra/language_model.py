@@ -1,6 +1,6 @@
-"""What a language model is: a config, a dtype, the maps and rules of its parameters, a forward pass and a head.
+"""Define what a language model is: config, dtype, weight map, sharding rules, one forward pass and one head.
 
-Whatever works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
+All that works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.mesh import PartitionRules
 from easydel.ops.attention.inputs import TokenIds
+from easydel.ops.attention.tree_attention import AttentionBackend, check_backend_name
 from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs, linear_logits
 from easydel.weights.weight_map import WeightMap
 
@@ -60,14 +61,24 @@ class LanguageModel(eqx.Module):
     Attributes:
       config: shape of the model, static.
       dtype: dtype that activations and products are computed in, static; parameters keep theirs.
+      attention_backend: key of `easydel.ops.attention.tree_attention.BACKENDS` that attention over whole rows runs on,
+        static; None chooses by device, dtype and head size. It changes speed and memory, not what the model computes,
+        so it is no part of `model_digest`.
+
+    Raises:
+      ValueError: there is no such backend.
     """
 
     config: EasyDeLBaseConfig = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
+    attention_backend: AttentionBackend | None = eqx.field(static=True, default=None, kw_only=True)
 
     model_type: ClassVar[str]
     layer_prefix: ClassVar[str]
     partition_rules: ClassVar[PartitionRules]
+
+    def __check_init__(self) -> None:
+        check_backend_name(self.attention_backend)
 
     @classmethod
     @abc.abstractmethod

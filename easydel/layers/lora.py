@@ -17,7 +17,7 @@ from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter, QuantizedWeight
 from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
 
-Tree = TypeVar("Tree", bound=PyTree)
+PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
@@ -164,17 +164,17 @@ def trainable_filter(model: PyTree) -> PyTree[bool]:
     return jax.tree.map(lambda node: jax.tree.map(lambda _: is_adapter(node), node), model, is_leaf=is_adapter)
 
 
-def split_trainable(model: Tree) -> tuple[Tree, Tree]:
+def split_trainable(model: PyTreeT) -> tuple[PyTreeT, PyTreeT]:
     """``(trainable, frozen)``: the model twice, None in place of the other part's arrays; `join` undoes it."""
     return eqx.partition(model, trainable_filter(model))
 
 
-def join(trainable: Tree, frozen: Tree) -> Tree:
+def join(trainable: PyTreeT, frozen: PyTreeT) -> PyTreeT:
     """The whole model from the two parts of `split_trainable`."""
     return eqx.combine(trainable, frozen)
 
 
-def copy_trainable(model: Tree) -> Tree:
+def copy_trainable(model: PyTreeT) -> PyTreeT:
     """The model with trainable arrays of its own; the frozen ones are shared."""
     trainable, frozen = split_trainable(model)
     return join(jax.tree.map(lambda array: array.copy(), trainable), frozen)

@@ -14,7 +14,7 @@ Read on in this order:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -155,21 +155,15 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         embedding, head, layers = jax.random.split(key, 3)
         std = config.initializer_range
         layer_keys = jax.random.split(layers, config.num_hidden_layers)
-
-        def keys_of(kind: str) -> PRNGKeyArray:
-            return layer_keys[jnp.array(_numbers(config, kind))]
-
-        def stack(kind: str) -> DecoderLayer:
-            return jax.vmap(lambda key: cls.init_layer(key, config, kind))(
-                layer_keys[jnp.array(_numbers(config, kind))]
-            )
-
-        kinds = tuple(dict.fromkeys(config.layer_kinds))
+        stacks = {
+            kind: jax.vmap(functools.partial(cls.init_layer, config=config, kind=kind))(layer_keys[jnp.array(numbers)])
+            for kind, numbers in config.layers_of_kind.items()
+        }
         return cls(
             config=config,
             dtype=jnp.dtype(dtype),
             embed_tokens=Embedding.init(embedding, config.vocab_size, config.hidden_size, std),
-            layers=stack(kinds[0]) if len(kinds) == 1 else {kind: stack(kind) for kind in kinds},
+            layers=stacks if len(stacks) > 1 else next(iter(stacks.values())),
             norm=cls.init_norm(config),
             lm_head=None
             if config.tie_word_embeddings
@@ -225,7 +219,9 @@ class DecoderForCausalLM(EasyDeLBaseModule):
                 q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
                 keys, values = map(with_past, past or (None, None), (k, v))
                 options = AttentionOptions(settings.window, config.attention_scale, config.attention_soft_cap)
-                attended = tree_attention(q, keys, values, all_ids, options, query_start=start)
+                attended = tree_attention(
+                    q, keys, values, all_ids, options, query_start=start, backend=self.attention_backend
+                )
                 return attended.reshape(rows * length, *attended.shape[2:]), None if past is None else (keys, values)
 
             if settings.rotary is not None:
@@ -251,7 +247,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
         bodies, inputs = {}, {}
         for kind, stack in self._stacks.items():
-            shared, per_layer = _settings(config, kind)
+            shared, per_layer = _settings(config, config.layers_of_kind[kind])
             bodies[kind] = body_of(shared)
             inputs[kind] = (stack, per_layer, None if cache is None else cache.layers[kind])
         x = self.embed_tokens(input_ids.reshape(-1), self.dtype, config.embedding_scale)
@@ -262,17 +258,11 @@ class DecoderForCausalLM(EasyDeLBaseModule):
         return ModelOutput(self.norm(x).reshape(rows, length, -1), cache, auxiliary)
 
 
-def _numbers(config: EasyDeLBaseConfig, kind: str) -> list[int]:
-    """The numbers of the layers of a kind."""
-    return [number for number, own in enumerate(config.layer_kinds) if own == kind]
-
-
-def _settings(config: EasyDeLBaseConfig, kind: str) -> tuple[LayerSettings, LayerSettings]:
-    """What layers of a kind share, and what each has of its own: an array where they differ, else None.
+def _settings(config: EasyDeLBaseConfig, numbers: Sequence[int]) -> tuple[LayerSettings, LayerSettings]:
+    """What the layers of these numbers share, and what each has of its own: an array where they differ, else None.
 
     A shared value is static: no window costs the mask nothing then.
     """
-    numbers = _numbers(config, kind)
     windows, rotary = ([values[number] for number in numbers] for values in (config.layer_windows, config.layer_rotary))
     has_one_window, has_one_table = len(set(windows)) == 1, len(set(rotary)) == 1
     shared = LayerSettings(windows[0] if has_one_window else None, rotary[0] if has_one_table else None)

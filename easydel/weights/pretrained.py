@@ -25,7 +25,7 @@ from easydel.weights.hugging_face import KEPT_FILES, CheckpointFiles, Safetensor
 from easydel.weights.peft_config import ADAPTER_CONFIG, is_adapter_folder
 from easydel.weights.weight_map import SavedTensor, Shape, WeightMap
 
-Tree = TypeVar("Tree", bound=PyTree)
+PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", *KEPT_FILES]
 # Other copies of the same weights: the original authors' format, and subfolders of any kind.
 HUB_FILES_NOT_READ = ["consolidated*", "*/*"]
@@ -99,12 +99,12 @@ def float_dtype(name: str, value: Any) -> np.dtype:
 
 def load_parameters(
     files: CheckpointFiles,
-    skeleton: Tree,
+    skeleton: PyTreeT,
     weight_map: WeightMap,
     rules: PartitionRules,
     mesh: Mesh,
     param_dtype: np.dtype,
-) -> Tree:
+) -> PyTreeT:
     """Fill a skeleton of shapes from files; each device reads its own slices and nothing more.
 
     Args:

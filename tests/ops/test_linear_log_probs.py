@@ -12,8 +12,8 @@ from easydel.ops.linear_log_probs import linear_log_probs
 ROWS, TOKENS, HIDDEN, VOCABULARY = 3, 13, 16, 50
 
 
-def plain(hidden, weight, targets, soft_cap=None):
-    logits = hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T
+def plain(hidden, weight, targets, soft_cap=None, logit_scale=1.0):
+    logits = logit_scale * hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
@@ -31,16 +31,16 @@ def inputs(dtype=jnp.float32):
     )
 
 
-@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("soft_cap, logit_scale", [(None, 1.0), (3.0, 1.0), (None, 0.125), (3.0, 2.0)])
 @pytest.mark.parametrize("chunk_size", [1, 8, 39, 512])
-def test_value_and_gradient_equal_the_plain_form(chunk_size, soft_cap):
+def test_value_and_gradient_equal_the_plain_form(chunk_size, soft_cap, logit_scale):
     hidden, weight, targets, cotangent = inputs()
 
     def chunked_sum(h, w):
-        return jnp.vdot(linear_log_probs(h, w, targets, None, chunk_size, soft_cap), cotangent)
+        return jnp.vdot(linear_log_probs(h, w, targets, None, chunk_size, soft_cap, logit_scale), cotangent)
 
     def plain_sum(h, w):
-        return jnp.vdot(plain(h, w, targets, soft_cap), cotangent)
+        return jnp.vdot(plain(h, w, targets, soft_cap, logit_scale), cotangent)
 
     value, gradients = jax.value_and_grad(chunked_sum, argnums=(0, 1))(hidden, weight)
     expected, expected_gradients = jax.value_and_grad(plain_sum, argnums=(0, 1))(hidden, weight)

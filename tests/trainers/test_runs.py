@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from easydel.infra.state_files import MANIFEST, DamagedFolder, WriteError, damage_of
-from easydel.trainers.callbacks.trackers import LINES_IN_CHECKPOINT, JsonLinesTracker, restored_log
 from easydel.trainers.log_window import read_log_notes
 from easydel.trainers.run import checkpoints
 from easydel.trainers.run import folder as run_folder
 from easydel.trainers.run.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
+from easydel.trainers.run.metrics_log import LINES_IN_CHECKPOINT, JsonLinesTracker, json_line, restored_log
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.training_arguments import TrainingArguments
 
@@ -349,7 +349,7 @@ def test_a_log_that_cannot_be_written_is_told_once_and_written_later(tmp_path, m
             tracker.on_log(None, line)
     assert caplog.text.count("cannot be written to (No space left on device)") == 1
     tracker.on_log(None, lines(5)[4])
-    assert tracker.path.read_text() == "".join(map(run_folder.json_line, lines(5)))
+    assert tracker.path.read_text() == "".join(map(json_line, lines(5)))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert "no line is missing" in caplog.text
 

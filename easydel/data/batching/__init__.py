@@ -1,1 +1,1 @@
-"""Pairs become batches: shuffled, packed as trees into rows, collated."""
+"""Make batches of pairs: `loader` orders them, `collate` and `packing` lay them out as trees in rows."""

@@ -70,7 +70,14 @@ def refuse_ids_outside(pairs: Sequence[PreferencePair], vocab_size: int) -> None
 
 @dataclass(frozen=True)
 class RowCollator:
-    """Rows to one batch; a row that cannot be used is an error, since there is no place to count dropped rows."""
+    """Rows to one batch; a row that cannot be used is an error, since nothing counts dropped rows here.
+
+    Example:
+      >>> from easydel.data.batching.packing import PackingLayout
+      >>> collate = RowCollator(PreferenceTransform(tokenizer), Collator(PackingLayout(0), len(tokenizer)))
+      >>> int(collate(rows[:3])["pair_mask"].sum())
+      3
+    """
 
     transform: Transform
     collate: Callable[[Sequence[PreferencePair]], Batch]
@@ -122,7 +129,7 @@ def rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _column(value: Any) -> Any:
-    """A column of a batch, an entry a row."""
+    """A column of a batch, one entry per row."""
     return [_record(row) for row in rows_of_columns(value)] if isinstance(value, Mapping) else _plain(value)
 
 

@@ -97,8 +97,8 @@ def refuse_inert_template_options(rows: Iterable[Mapping[str, Any]], transform: 
 def _same(a: PreferencePair | RowFault, b: PreferencePair | RowFault) -> bool:
     if isinstance(a, RowFault) or isinstance(b, RowFault):
         return a == b
-    parts = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return all(np.array_equal(getattr(a, part), getattr(b, part)) for part in parts)
+    ids = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ids)
 
 
 def data_identity(source: ShardedDataSource, transform: Transform) -> dict[str, Any]:
@@ -113,14 +113,14 @@ def data_identity(source: ShardedDataSource, transform: Transform) -> dict[str, 
         if pair is None or isinstance(pair, RowFault):
             digest.update(f"{index} cannot be used".encode())
             continue
-        for part in (
+        for values in (
             pair.prompt_ids,
             pair.chosen_ids,
             pair.rejected_ids,
             pair.chosen_loss_mask,
             pair.rejected_loss_mask,
         ):
-            digest.update(np.int64(part.size).tobytes() + part.tobytes())
+            digest.update(np.int64(values.size).tobytes() + values.tobytes())
         digest.update(repr((pair.weight, pair.ref_chosen_logps, pair.ref_rejected_logps)).encode())
     return {"rows": len(source) if source.has_random_access else None, "digest": digest.hexdigest()}
 

@@ -81,7 +81,7 @@ class _GoodPairsIterator(grain.DatasetIterator):
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches from a place in the data on; made by `PreferenceLoader.iterate`.
+    """Batches from a position in the data on; made by `PreferenceLoader.iterate`.
 
     Batches are made ahead on threads; `position` and `tally` speak of the batches that were handed out.
 
@@ -120,7 +120,7 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def position(self) -> dict[str, Any]:
-        """The place right after the latest batch, as values that JSON can hold; for `PreferenceLoader.iterate`."""
+        """The position right after the latest batch, as values that JSON can hold; for `PreferenceLoader.iterate`."""
         return {"order": dict(self._order), "state": copy.deepcopy(self._batches.get_state())}
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class PreferenceLoader:
       source: rows, by number or in order only.
       transform: row and its index -> pair, or the fault that keeps it from becoming one.
       collate: pairs -> batch.
-      batch_size: pairs a batch; the last one may hold fewer.
+      batch_size: pairs per batch; the last one may hold fewer.
       max_dropped_share: largest share of rows, 0 to 1, that may be dropped.
       shuffle_seed: a different order each epoch, the same in every run with this seed; None keeps the data's order.
       shuffle_buffer_size: rows within which a source that can only be read in order is shuffled; its shards are
@@ -195,7 +195,7 @@ class PreferenceLoader:
             changed = [f"{name}={position['order'].get(name)}, now {value}" for name, value in order.items()
                        if position["order"].get(name) != value]  # fmt: skip
             raise ValueError(
-                "the position belongs to another order of the rows, so the data cannot go on from it: it has "
+                "the position belongs to another order of the rows, so the data cannot continue from it: it has "
                 f"{'; '.join(changed)}. Give the same data and shuffling as then, or start from the beginning."
             )
         tally = FaultTally(self._max_dropped_share)

@@ -225,6 +225,11 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     Raises:
       ValueError: no pairs.
       DataError: some with ready-made reference log-probs and some without.
+
+    Example:
+      >>> batch = pack(pairs, PackingLayout(padding_value=0))
+      >>> int(batch["pair_mask"].sum()) == len(pairs), batch["pair_mask"].shape == batch["pair_weight"].shape
+      (True, True)
     """
     if not pairs:
         raise ValueError("pack got no pairs; a batch needs at least one.")

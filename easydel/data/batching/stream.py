@@ -43,7 +43,7 @@ def stream_rows(
       num_epochs: passes over the data.
       shuffle_seed: shuffles the order of the shards, and then the rows within windows of `buffer_size` rows, anew each
         epoch; None keeps the order of the source.
-      buffer_size: rows of a window; they are held in memory, and read again where iteration goes on from a state.
+      buffer_size: rows of a window; they are held in memory, and read again where iteration resumes from a state.
     """
 
     def epoch_rows(epoch: int) -> grain.IterDataset:
@@ -51,7 +51,7 @@ def stream_rows(
         if shuffle_seed is None:
             return _ShardRows(source, shards, epoch)
         random = np.random.default_rng([shuffle_seed, epoch])
-        rows = _ShardRows(source, [shards[place] for place in random.permutation(len(shards))], epoch)
+        rows = _ShardRows(source, [shards[number] for number in random.permutation(len(shards))], epoch)
         # Grain adds the window's number to the seed, which must stay within 32 bits.
         seed = int(random.integers(2**31))
         return grain.experimental.WindowShuffleIterDataset(rows, window_size=buffer_size, seed=seed)

@@ -1,1 +1,1 @@
-"""A row becomes token ids: columns, chat template, tokens, prompt and completions, truncation."""
+"""Turn a row into a tokenised pair; `transform` names the stations in their order."""

@@ -57,7 +57,7 @@ class ChatTemplate:
     ) -> dict[str, Rendering]:
         """Each completion, rendered together with the prompt.
 
-        Where the template leaves something out, it is given the messages in the other forms that templates expect.
+        Where the template leaves something out, it is given the messages in the other spellings that templates expect.
 
         Args:
           prompt: at least one message.
@@ -75,8 +75,8 @@ class ChatTemplate:
             messages = chain(prompt, *completions.values())
             calls = any("tool_calls" in message for message in messages)
             for parts, text in ((False, True), (True, False), (True, True)) if calls else ((True, False),):
-                form = partial(_in_form, content_as_parts=parts, arguments_as_text=text)
-                other = replace(self, renderer=self.renderer.in_form(form), content_as_parts=parts)
+                convert = partial(_in_spelling, content_as_parts=parts, arguments_as_text=text)
+                other = replace(self, renderer=self.renderer.converting(convert), content_as_parts=parts)
                 with suppress(BadRow):
                     return other._render_sides(prompt, completions, prefill)
             raise
@@ -125,7 +125,7 @@ class ChatTemplate:
         return Rendering(text, answers[0].start, tuple(answers))
 
     def _refuse_other_notation(self, messages: list[Message], text: str, field: str) -> None:
-        """Raise `BadRow` where the template prints Python's lists and dicts: it expects another form."""
+        """Raise `BadRow` where the template prints Python's lists and dicts: it expects another spelling."""
         if self.content_as_parts and "'type': 'text'" in text.replace('"', "'"):
             raise _in_python(field, "content parts")
         if is_printed_by_python(messages, text):
@@ -191,7 +191,7 @@ def _in_python(field: str, what: str) -> BadRow:
     )
 
 
-def _in_form(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
+def _in_spelling(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
     """A message as some templates expect it; see `ChatTemplate`."""
     if arguments_as_text and "tool_calls" in message:
         message = message | {"tool_calls": with_arguments_as_text(message["tool_calls"])}

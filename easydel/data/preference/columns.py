@@ -24,14 +24,12 @@ READ_COLUMNS = frozenset({*PAIR_FIELDS, *TEMPLATE_COLUMNS, *NUMBER_COLUMNS, *CON
 
 LARGEST_FLOAT32, SMALLEST_FLOAT32 = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
-# Names other data sets use for these columns; only ever suggested, never read.
+# Names that other data sets use for these columns; only ever suggested, never read.
 NAMES_OF_PAIR_FIELDS = {
     "prompt": ("question", "instruction", "query", "input", "user", "context", "messages", "conversations"),
     "chosen": ("preferred", "winner", "win", "better", "accepted", "response_chosen", "chosen_response", "positive"),
     "rejected": ("dispreferred", "loser", "lose", "worse", "response_rejected", "rejected_response", "negative"),
 }
-
-
 NAMES_OF_CONTEXT = {
     "functions": "tools",
     "chat_history": "history",

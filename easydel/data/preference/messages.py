@@ -248,7 +248,7 @@ def _is_message(entry: object) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """True where the structure goes on to the end of the text, rather than being quoted at its beginning."""
+    """True where the structure reaches the end of the text, rather than being quoted at its beginning."""
     return text.rstrip()[-1] in "]})\"'"
 
 

@@ -1,4 +1,4 @@
-"""A pair as the trainer sees it, for a terminal: special tokens, white space, cuts, and what carries loss.
+"""Show a row on a terminal as the trainer sees it: special tokens, white space, cuts, and what carries loss.
 
 Everything that colour says is also said by a mark, so that it reads the same in a pipe or under NO_COLOR.
 """

@@ -1,4 +1,4 @@
-"""The process that renders chat templates, as seen from outside: started when needed, replaced when it dies."""
+"""Start the process that renders chat templates, ask it, and replace it when it dies or exceeds its budget."""
 
 from __future__ import annotations
 

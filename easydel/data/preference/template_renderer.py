@@ -120,7 +120,7 @@ class RowRenderer:
     Args:
       renderer: what renders.
       tools, kwargs: what the template gets besides.
-      form: makes of a message what the template is given; None gives it as it is.
+      convert: makes of a message what the template is given; None gives it as it is.
     """
 
     def __init__(
@@ -128,19 +128,19 @@ class RowRenderer:
         renderer: TemplateRenderer,
         tools: list[Any] | None,
         kwargs: Mapping[str, Any],
-        form: Callable[[Message], Message] | None = None,
+        convert: Callable[[Message], Message] | None = None,
     ):
         self._renderer = renderer
         self._tools = tools
         self._kwargs = kwargs
-        self._form = form
+        self._convert = convert
         self._known: dict[tuple[bool, tuple[int, ...]], str | TemplateFailure] = {}
         # Each message and what the template is given for it; held, because their ids stand for them.
         self._given: dict[int, tuple[Message, Message]] = {}
 
-    def in_form(self, form: Callable[[Message], Message]) -> RowRenderer:
-        """The same row with its messages in another form."""
-        return RowRenderer(self._renderer, self._tools, self._kwargs, form)
+    def converting(self, convert: Callable[[Message], Message]) -> RowRenderer:
+        """The same row with its messages converted to another spelling."""
+        return RowRenderer(self._renderer, self._tools, self._kwargs, convert)
 
     def prepare(self, *conversations: Conversation) -> None:
         """Render all that will be needed at once: the way to the other process costs as much as a rendering."""
@@ -169,7 +169,7 @@ class RowRenderer:
 
     def _as_given(self, message: Message) -> Message:
         if id(message) not in self._given:
-            self._given[id(message)] = message, message if self._form is None else self._form(message)
+            self._given[id(message)] = message, message if self._convert is None else self._convert(message)
         return self._given[id(message)][1]
 
 

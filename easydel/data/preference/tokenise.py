@@ -112,7 +112,7 @@ class Encoder:
         return Encoding(text, ids[doubled:], offsets[doubled:])
 
     def first_token_past(self, encoding: Encoding, cut: int) -> int:
-        """The first token that reaches beyond character `cut`; those before it lie wholly inside the first part."""
+        """The first token that reaches beyond character `cut`; those before it lie wholly before the cut."""
         token = next((token for token, (_, end) in enumerate(encoding.offsets) if end > cut), len(encoding.offsets))
         # Behind a cut, only a space can belong to the token before it without showing in that token's offsets.
         if token > 0 and encoding.text[cut : cut + 1] == " " and self._untrimmed_end(encoding, token - 1) > cut:
@@ -122,7 +122,7 @@ class Encoder:
     def _untrimmed_end(self, encoding: Encoding, token: int) -> int:
         """Where a token really ends: some byte-level tokenizers report "is " as covering only the "is"."""
         start, end = encoding.offsets[token]
-        if start == end:  # nothing but spaces, reported as the place where they end
+        if start == end:  # nothing but spaces, reported as the position where they end
             return end
         return (
             end

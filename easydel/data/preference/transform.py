@@ -1,4 +1,4 @@
-"""Turn one row of data into one tokenised preference pair, a station after the other.
+"""Turn one row of data into one tokenised preference pair, one station after the other.
 
 Read in this order: `columns` (what the row holds), `conversation` or `plain_text` (prompt and completions), then
 `chat_template` (messages as text), `split` (text as tokens, by `tokenise`), and `truncate`.
@@ -42,10 +42,21 @@ class PreferenceTransform:
     Args:
       tokenizer: a `transformers` fast tokenizer, or an object with the methods of `Tokenizer`.
       max_length: largest number of tokens of the prompt with either completion; None for no limit.
-      max_prompt_length, max_completion_length: limits of the parts in tokens; None for no limit of their own.
+      max_prompt_length, max_completion_length: limits of each by itself, in tokens; None for none.
       truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
       tools, chat_template_kwargs: handed to the chat template; a row's own columns win.
       now: the time that a chat template which shows the date is told, for every row; by default, that of making this.
+
+    Raises:
+      ValueError: a limit is out of range.
+
+    Example:
+      >>> transform = PreferenceTransform(tokenizer, max_completion_length=10)
+      >>> pair = transform(rows[0])
+      >>> tokenizer.decode(pair.chosen_ids), pair.chosen_truncated
+      ('please, te', 11)
+      >>> transform({"prompt": "tell me", "chosen": "", "rejected": "no"}).reason
+      'empty completion'
     """
 
     tokenizer: Tokenizer
@@ -122,15 +133,11 @@ class PreferenceTransform:
     def _template(self, columns: Columns, conversation: Conversation) -> ChatTemplate:
         """The chat template with what it is given of a row beside the messages."""
         documents = conversation.documents
-        kwargs = (
-            {**columns.chat_template_kwargs}
-            if documents is None
-            else {**columns.chat_template_kwargs, "documents": documents}
-        )
+        own = {} if documents is None else {"documents": documents}
         return ChatTemplate(
             self.tokenizer,
             self._encoder.special_tokens,
-            self._renderer.for_row(columns.tools, kwargs),
+            self._renderer.for_row(columns.tools, {**columns.chat_template_kwargs, **own}),
             parts_of_context(columns.own_tools, documents or ()),
         )
 

@@ -1,1 +1,1 @@
-"""Where rows come from: files, folders, URLs, data sets and mixtures of them, read lazily."""
+"""Read rows lazily from files, folders, URLs, data sets and mixtures of them; `base` says what a source gives."""

@@ -1,4 +1,4 @@
-"""Checks what an Arrow or Parquet file says of itself before pyarrow follows it into memory."""
+"""Check what an Arrow or Parquet file says of itself before pyarrow follows it into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the binary formats: Arrow, mapped into memory, and Parquet, by way of Arrow.
+"""Read the binary formats: Arrow, mapped into memory, and Parquet, by way of Arrow.
 
 A damaged file could make pyarrow read outside its buffers, so every batch is checked before a value is taken from it.
 """
@@ -105,7 +105,7 @@ class ArrowFile(_BatchedFile):
 
     def __init__(self, path: Path, label: str, first_row: int = 0):
         super().__init__(path, label)
-        self._first_row = first_row  # of a copy of some rows: their place in the whole
+        self._first_row = first_row  # of a copy of some rows: their position in the whole
         self._lock = threading.Lock()
         self._checked: dict[int, pa.RecordBatch] = {}
 
@@ -253,7 +253,7 @@ class ParquetFile(_BatchedFile):
 
 
 def given(found: Row | UnreadableRow) -> Row:
-    """The row that was found, or raises why it cannot be read; `map` goes on behind an error, a generator would end."""
+    """The row that was found, or raise why it cannot be read: `map` continues behind an error, generators end."""
     if isinstance(found, UnreadableRow):
         raise found
     return found

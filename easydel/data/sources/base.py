@@ -1,4 +1,4 @@
-"""Rows in named shards, read lazily: the interface every kind of data comes through, and its lazy views."""
+"""Say what every source of rows gives, in named shards read lazily, and derive views and chains of sources."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ class ShardedDataSource(ABC):
     A source of one's own needs `shard_names` and `open_shard`; it may be opened any number of times, and gives the
     same rows each time. Where rows can be fetched by number it also gives `shard_length`, `read_row` and
     `has_random_access`; then `len(source)` and `source[i]` work, and training can shuffle all rows. A row that cannot
-    be read raises `UnreadableRow` from an iterator that goes on behind it (a generator would end); it is then dropped
+    be read raises `UnreadableRow` from an iterator that continues behind it (a generator would end); it is then dropped
     and counted, and any other error stops the run.
+
+    Example:
+      >>> source = open_source("train.jsonl").select_fields(["chosen", "rejected"]).rename_fields({"rejected": "other"})
+      >>> len(source), list(source[0]), source.shard_names
+      (6, ['chosen', 'other'], ('train.jsonl',))
     """
 
     @property
@@ -107,7 +112,7 @@ class ShardedDataSource(ABC):
 
     def filter(self, predicate: Callable[[Row], bool]) -> ShardedDataSource:
         """The rows for which `predicate` is true; their number is unknown, so they can only be read in order."""
-        return _Streamed(self, lambda rows: filter(predicate, rows))  # goes on behind an unreadable row
+        return _Streamed(self, lambda rows: filter(predicate, rows))  # continues behind an unreadable row
 
     def transform(self, function: Callable[[Iterator[Row]], Iterable[Row]]) -> ShardedDataSource:
         """What `function` makes of the rows of each shard; it may drop, add or join rows, so they come in order."""
@@ -142,6 +147,11 @@ class CompositeSource(ShardedDataSource):
     """Several sources, one after the other.
 
     Shards keep their names; where two sources have one of the same name, the later one gets "#2", "#3" and so on.
+
+    Example:
+      >>> both = CompositeSource([open_source("helpful.jsonl"), open_source("harmless.jsonl")])
+      >>> len(both), both.locate(4)
+      (6, 'harmless.jsonl, row 0')
     """
 
     def __init__(self, sources: Iterable[ShardedDataSource]):

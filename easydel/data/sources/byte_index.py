@@ -1,4 +1,4 @@
-"""Where each record of a text file starts, found in one pass over its bytes."""
+"""Find where each record of a text file starts, in one pass over its bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHITE_SPACE[list(b" \t\r\n\v\f")] = True
 def record_starts(path: Path, *, quoted: bool = False) -> Int64[np.ndarray, " records_plus_1"]:
     """The byte at which each non-blank record starts, and the end of the file.
 
-    The file is read a piece at a time, so memory is flat but for some bytes a record.
+    The file is read a piece at a time, so memory is flat but for some bytes per record.
 
     Args:
       path: a local file with one record a line.

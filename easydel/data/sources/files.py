@@ -1,4 +1,4 @@
-"""Sources of rows from files, one for each format; local files, or remote ones that are copied once."""
+"""Give the rows of files as sources, one class for each format; remote files are copied once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a `datasets.Dataset` or `datasets.IterableDataset`."""
+"""Give the rows of a `datasets.Dataset` or `datasets.IterableDataset` as a source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of several sources in given proportions."""
+"""Mix the rows of several sources in given proportions."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class MixtureSource(ShardedDataSource):
         self._shares = _whole_shares(weights)
         self._period = sum(self._shares)
         # In one period: which source a row is from, and which of that source's rows it is.
-        places = [[(2 * row + 1) / (2 * share) for row in range(share)] for share in self._shares]
-        order = np.argsort(np.concatenate(places), kind="stable")
+        positions = [[(2 * row + 1) / (2 * share) for row in range(share)] for share in self._shares]
+        order = np.argsort(np.concatenate(positions), kind="stable")
         self._owner = np.repeat(np.arange(len(self._shares)), self._shares)[order]
         self._rank = np.concatenate([np.arange(share) for share in self._shares])[order]
 
@@ -97,9 +97,9 @@ class MixtureSource(ShardedDataSource):
 
     def origin(self, row: int) -> tuple[int, int]:
         """The number of the source that row `row` of the mixture is from, and the row's number there."""
-        periods, place = divmod(row, self._period)
-        source = int(self._owner[place])
-        return source, periods * self._shares[source] + int(self._rank[place])
+        periods, position = divmod(row, self._period)
+        source = int(self._owner[position])
+        return source, periods * self._shares[source] + int(self._rank[position])
 
     def _taken(self, rows: int) -> tuple[int, ...]:
         """Rows of each source among the first `rows` of the mixture."""
@@ -109,7 +109,7 @@ class MixtureSource(ShardedDataSource):
 
 
 class _Mixing(Iterator[Row]):
-    """The rows of a mixture from a number on; it goes on behind a row that cannot be read."""
+    """The rows of a mixture from a number on; it continues behind a row that cannot be read."""
 
     def __init__(self, mixture: MixtureSource, row: int):
         self._mixture = mixture

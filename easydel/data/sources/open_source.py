@@ -1,4 +1,4 @@
-"""One function from paths, globs and URLs to a source."""
+"""Open paths, globs, folders and URLs as one source, each file by its suffix."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def open_source(spec: str | PathLike | Iterable[str | PathLike]) -> ShardedDataS
     Raises:
       FileNotFoundError: nothing goes by that name; names the nearest that do.
       ValueError: a suffix that is not known, or a saved data set with several splits.
+
+    Example:
+      >>> source = open_source("train.jsonl")
+      >>> len(source), source.locate(2)
+      (6, 'train.jsonl, row 2')
+      >>> len(open_source(["helpful.jsonl", "harmless.jsonl"]))
+      6
     """
     specs = [spec] if isinstance(spec, (str, PathLike)) else list(spec)
     names = [name for one in specs for name in _expand(fspath(one))]
@@ -166,7 +173,7 @@ def _is_one_value(name: str) -> bool:
         return start.startswith(b"[")
     line, line_end, rest = start.partition(b"\n")
     if (rest.strip() or has_more) and line_end:
-        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # it goes on behind the line
+        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # it continues behind the line
     try:
         row = parse_json(line)
     except ValueError:

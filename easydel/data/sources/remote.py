@@ -1,4 +1,4 @@
-"""Local copies of files named by URL; no password or token of a URL gets into a message."""
+"""Copy files named by URL, once; no password or token of a URL gets into a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text formats: JSON lines and CSV, found by byte offset, and JSON lists."""
+"""Read the text formats: JSON lines and CSV, whose records are found by byte offset, and JSON lists."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _RecordFile(TableFile):
 
 
 class JsonLinesFile(_RecordFile):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1

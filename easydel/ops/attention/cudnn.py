@@ -18,19 +18,19 @@ LARGEST_HEAD = 128
 LENGTH_MULTIPLE = 128
 
 
-def cudnn_lacks(dtype: Any, head_dim: int, options: AttentionOptions) -> list[str]:
-    """What cuDNN's flash attention needs and is not given; nothing where it has a kernel.
+def cudnn_unmet(dtype: Any, head_dim: int, options: AttentionOptions) -> list[str]:
+    """What cuDNN's flash attention needs and these do not give, in words; nothing where it has a kernel.
 
     Hopper takes heads up to 256 as well; they stay with XLA, so that one rule holds on every card.
     """
-    lacks = []
+    unmet = []
     if dtype not in DTYPES:
-        lacks.append(f"bfloat16 or float16, got {jnp.dtype(dtype)}")
+        unmet.append(f"bfloat16 or float16, got {jnp.dtype(dtype)}")
     if head_dim % 8 or head_dim > LARGEST_HEAD:
-        lacks.append(f"heads of a multiple of 8 up to {LARGEST_HEAD}, got {head_dim}")
+        unmet.append(f"heads of a multiple of 8 up to {LARGEST_HEAD}, got {head_dim}")
     if options.soft_cap is not None:
-        lacks.append(f"scores without soft-cap, got soft_cap={options.soft_cap}")
-    return lacks
+        unmet.append(f"scores without soft-cap, got soft_cap={options.soft_cap}")
+    return unmet
 
 
 def tree_attention_cudnn(
@@ -46,7 +46,7 @@ def tree_attention_cudnn(
     ``4 * rows * length**2`` bytes for a while: 0.13 GB for 32 rows of 1024. One call and not one per part of the tree:
     parts merged by their log-sum-exp would lose the cotangent of that output and give wrong gradients without a word.
     Every token sees itself, padding too, so no row of the mask is empty (cuDNN would give NaN there).
-    It takes what `cudnn_lacks` nothing of.
+    Only for what `cudnn_unmet` finds nothing against.
     """
     length = q.shape[1]
 

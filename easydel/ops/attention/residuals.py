@@ -1,4 +1,7 @@
-"""What attention leaves behind for its backward pass, and the policy of `jax.checkpoint` that keeps it."""
+"""Save the attention output and its statistics, and nothing else, when layers are rebuilt in the backward pass.
+
+They are as small as the layer input and expensive to recompute.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _keep_named = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 
 
 def keep_attention(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """Policy of `jax.checkpoint`: keep what attention leaves, in whichever form it runs, and nothing else."""
+    """Policy of `jax.checkpoint`: save what attention needs for its backward pass, whichever backend runs."""
     return primitive.name == CUDNN_FORWARD or _keep_named(primitive, *inputs, **parameters)
 
 
 def name_residuals(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, named for `keep_attention`, which saves the backward pass from attending again."""
+    """The arrays, named so that `keep_attention` saves them and the backward pass does not attend again."""
     return tuple(checkpoint_name(array, RESIDUALS) for array in arrays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from easydel.ops.attention.cached import cached_attention
-from easydel.ops.attention.cudnn import cudnn_lacks, tree_attention_cudnn
+from easydel.ops.attention.cudnn import cudnn_unmet, tree_attention_cudnn
 from easydel.ops.attention.inputs import DEFAULT_OPTIONS, AttentionOptions, TokenIds
 from easydel.ops.attention.tpu import tree_attention_tpu
 from easydel.ops.attention.xla import tree_attention_xla
@@ -42,32 +42,35 @@ class Backend(NamedTuple):
     """One way to compute attention over trees.
 
     Attributes:
-      lacks: what a call needs and the backend has not, in words; nothing where it supports the call.
-      run: computes it on one device.
+      unmet: what the backend needs and a call does not give, in words; nothing where it supports the call.
+      run: computes the call on one device.
     """
 
-    lacks: Callable[[AttentionCall], list[str]]
+    unmet: Callable[[AttentionCall], list[str]]
     run: Run
 
+    def supports(self, call: AttentionCall) -> bool:
+        """Whether the backend can compute a call."""
+        return not self.unmet(call)
 
-def _cudnn_lacks(call: AttentionCall) -> list[str]:
+
+def _cudnn_unmet(call: AttentionCall) -> list[str]:
     is_fit = call.device is not None and call.device.platform == "gpu" and has_flash_kernels(call.device)
     device = [] if is_fit else [f"an NVIDIA GPU of the Ampere generation or later, got {_words(call.device)}"]
-    return device + cudnn_lacks(call.dtype, call.head_dim, call.options)
+    return device + cudnn_unmet(call.dtype, call.head_dim, call.options)
 
 
-def _tpu_lacks(call: AttentionCall) -> list[str]:
+def _tpu_unmet(call: AttentionCall) -> list[str]:
     is_fit = call.device is not None and call.device.platform == "tpu"
     return [] if is_fit else [f"a TPU, got {_words(call.device)}"]
 
 
 # In the order in which the automatic choice asks them.
 BACKENDS: dict[AttentionBackend, Backend] = {
-    "cudnn": Backend(_cudnn_lacks, tree_attention_cudnn),
-    "tpu": Backend(_tpu_lacks, tree_attention_tpu),
+    "cudnn": Backend(_cudnn_unmet, tree_attention_cudnn),
+    "tpu": Backend(_tpu_unmet, tree_attention_tpu),
     "xla": Backend(lambda _call: [], tree_attention_xla),
 }
-assert tuple(BACKENDS) == get_args(AttentionBackend)
 
 
 def tree_attention(
@@ -131,15 +134,24 @@ def choose_backend(call: AttentionCall, name: AttentionBackend | None = None) ->
       ValueError: there is no such backend, or it lacks what the call needs.
     """
     if name is None:
-        return next(backend for backend in BACKENDS.values() if not backend.lacks(call))
-    if name not in BACKENDS:
-        raise ValueError(f"attention_backend={name!r}: expected None or one of {', '.join(map(repr, BACKENDS))}.")
-    if lacks := BACKENDS[name].lacks(call):
+        return next(backend for backend in BACKENDS.values() if backend.supports(call))
+    check_backend_name(name)
+    if unmet := BACKENDS[name].unmet(call):
         raise ValueError(
-            f"attention_backend={name!r} cannot compute this attention; it needs {'; and '.join(lacks)}. "
+            f"attention_backend={name!r} cannot compute this attention; it needs {'; and '.join(unmet)}. "
             "Leave attention_backend=None, which takes a backend that can (XLA always can)."
         )
     return BACKENDS[name]
+
+
+def check_backend_name(name: str | None) -> None:
+    """Refuse a name that is not in `BACKENDS`; None is the automatic choice.
+
+    Raises:
+      ValueError: there is no such backend.
+    """
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"attention_backend={name!r}: expected None or one of {', '.join(map(repr, BACKENDS))}.")
 
 
 def device_in_use() -> AbstractDevice | None:

@@ -223,7 +223,7 @@ class DPOConfig(TrainingArguments):
         if self.gradient_accumulation_steps > 1:
             raise ValueError(
                 f"{sorting} sorts all pairs of an update, so it cannot be computed in "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts; set it to 1."
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; set it to 1."
             )
         if self.micro_batch_tokens is not None:
             raise ValueError(

@@ -74,6 +74,11 @@ def score_trees(
 
     Returns:
       Nats, float32; 0 where there is no branch (``branch_mask``).
+
+    Example:
+      >>> from easydel.data.batching.packing import PackingLayout, pack_trees
+      >>> score_trees(model, pack_trees([pairs[0].tree], PackingLayout(0, packing=False))).shape
+      (1, 1, 2)
     """
     slots, branches = batch["branch_mask"].shape[1:]
     logps, _ = _score_targets(model, batch, remat=remat)
@@ -90,6 +95,19 @@ def score_pairs(
       batch: arrays of pairs (`easydel.data.batching.packing.pack`).
       options: discounts and weights.
       remat: rebuild each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+      Nats, float32, per slot.
+
+    References:
+      Liu et al., Length Desensitization in Direct Preference Optimization, 2024 (``ld_alpha``).
+      Zhou et al., WPO: Enhancing RLHF with Weighted Preference Optimization, 2024 (``with_weight``).
+
+    Example:
+      >>> from easydel.data.batching.packing import PackingLayout, pack
+      >>> scored = score_pairs(model, pack(pairs[:1], PackingLayout(0, packing=False)), ScoringOptions())
+      >>> scored.chosen.shape, bool(scored.chosen[0, 0] < 0)
+      ((1, 1), True)
     """
     slots, targets = batch["pair_mask"].shape[1], batch["target_slots"]
     logps, excess = _score_targets(model, batch, with_excess=options.with_weight, remat=remat)

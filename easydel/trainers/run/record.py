@@ -17,7 +17,6 @@ from easydel.infra.state_files import WriteError, read_arrays
 from easydel.options import check_options
 from easydel.trainers.callbacks.callback import LogLine
 from easydel.trainers.callbacks.stopping import lower_is_better
-from easydel.trainers.callbacks.trackers import JsonLinesTracker, restored_log
 from easydel.trainers.run.checkpoints import (
     Checkpoints,
     check_intact,
@@ -38,6 +37,7 @@ from easydel.trainers.run.folder import (
     take_lock,
 )
 from easydel.trainers.run.identity import as_json, refuse_other_run
+from easydel.trainers.run.metrics_log import JsonLinesTracker, restored_log
 from easydel.trainers.training_arguments import TrainingArguments
 
 Tree = TypeVar("Tree", bound=PyTree)

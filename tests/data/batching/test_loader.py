@@ -1,4 +1,4 @@
-"""The loader gives every good row once an epoch, in a reproducible order, and goes on from any place."""
+"""The loader gives every good row once an epoch, in a reproducible order, and resumes from any position."""
 
 import gzip
 import itertools

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydel.data.batching.packing import PackingLayout, assign_rows, choose_rows, pack, row_lengths
-from easydel.data.tree import PreferencePair
+from easydel.data.batching.packing import PackingLayout, assign_rows, choose_rows, pack, pack_trees, row_lengths
+from easydel.data.tree import Branch, PreferencePair, PromptTree
 from tests.tiny import random_pair
 
 
@@ -82,6 +82,31 @@ def test_every_target_is_predicted_by_the_token_before_it_in_its_own_path(
             assert batch["position_ids"][row, places].tolist() == offsets.tolist()
             found[row, slot] = True
     assert len(found) == count
+
+
+def tree(*completions: list[int]) -> PromptTree:
+    branches = [Branch(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in completions]
+    return PromptTree(np.array([11, 12], np.int32), tuple(branches))
+
+
+def test_trees_of_one_and_three_branches_share_a_row():
+    batch = pack_trees([tree([21, 22], [31], [41, 42]), tree([51])], PackingLayout(padding_value=9))
+    assert batch["input_ids"][0, :11].tolist() == [11, 12, 21, 22, 31, 41, 42, 11, 12, 51, 9]
+    assert batch["position_ids"][0, :10].tolist() == [0, 1, 2, 3, 2, 2, 3, 0, 1, 2]
+    assert batch["segment_ids"][0, :11].tolist() == [1] * 7 + [2] * 3 + [0]
+    assert batch["branch_ids"][0, :10].tolist() == [0, 0, 1, 1, 2, 3, 3, 0, 0, 1]
+    # Every slot has room for three branches, as many as the largest tree has.
+    assert batch["target_slots"][0, :7].tolist() == [0, 0, 1, 2, 2, 3, -1]
+    assert batch["target_positions"][0, :6].tolist() == [1, 2, 1, 1, 5, 8]
+    assert batch["branch_mask"][0, :2].tolist() == [[True] * 3, [True, False, False]]
+    assert batch["tree_order"][0].tolist() == [0, 1]
+
+
+def test_without_sharing_each_branch_of_a_tree_is_a_segment():
+    batch = pack_trees([tree([21, 22], [31], [41]), tree([51])], PackingLayout(9, share_prompt=False))
+    assert batch["input_ids"][0, :13].tolist() == [11, 12, 21, 22, 11, 12, 31, 11, 12, 41, 11, 12, 51]
+    assert batch["segment_ids"][0, :14].tolist() == [1] * 4 + [2] * 3 + [3] * 3 + [4] * 3 + [0]
+    assert batch["target_positions"][0, :5].tolist() == [1, 2, 5, 8, 11]
 
 
 @given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60))

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from easydel.data.faults import RowFault
-from easydel.data.preference.show import render_fault, render_pair
+from easydel.data.preference.show import render_fault, render_pair, render_tree
 from easydel.data.preference.transform import PreferenceTransform
+from easydel.data.tree import PromptTree
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 
@@ -80,3 +81,12 @@ def test_a_fault_says_where_what_and_how_to_fix_it():
     for words in ("train.jsonl, row 3", "empty completion", "(chosen)", "[red]empty[/red]"):
         assert words in plain
     assert "row 3" in shown(render_fault(fault))
+
+
+def test_a_tree_shows_each_of_its_completions(pair, chatml):
+    chosen, rejected = pair.tree.branches
+    tree = PromptTree(pair.prompt_ids, (chosen, rejected, rejected), index=4)
+    plain = shown(render_tree(tree, chatml))
+    assert "row 4" in plain and plain.count("The sea.") == 2
+    for number, branch in enumerate(tree.branches):
+        assert f"completion {number}: {branch.ids.size} tokens, {branch.loss_mask.sum()} scored" in plain

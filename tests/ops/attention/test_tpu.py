@@ -119,14 +119,19 @@ def test_the_kernels_are_lowered_for_tpu_without_one(dtype, soft_cap):
         assert text.count(f'kernel_name = "tree_attention_{step}_step"') == 1
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(14, 2, 64), (12, 2, 128), (32, 1, 80)])
-def test_the_tpu_compiler_takes_the_kernels(heads, kv_heads, size):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "soft_cap"),
+    [(14, 2, 64, None), (12, 2, 128, None), (32, 1, 80, None), (8, 4, 256, 50.0)],
+)
+def test_the_tpu_compiler_takes_the_kernels(heads, kv_heads, size, soft_cap):
     """With `pip install libtpu` the whole compiler runs, without a TPU."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with libtpu, which is not installed")
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
     arrays = abstract(2, 2048, heads, kv_heads, size, jnp.bfloat16, sharding)
-    compiled = with_gradients(tree_attention_tpu).lower(*arrays).compile()
+    window = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+    options = AttentionOptions(window, soft_cap=soft_cap)
+    compiled = with_gradients(tree_attention_tpu).lower(*arrays, options).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
