@@ -218,7 +218,7 @@ class DPOTrainer(Trainer):
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
         refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS))
+        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS), reads_margin=transform.reads_margin)
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))
@@ -435,6 +435,7 @@ class DPOTrainer(Trainer):
             "truncation_mode": arguments.truncation_mode,
             "tools": arguments.tools,
             "chat_template_kwargs": arguments.chat_template_kwargs,
+            "reads_margin": arguments.objective.needs_margin,
             "now": self._now,
         }
         return PreferenceTransform(self._tokenizer, **(options | overrides))
