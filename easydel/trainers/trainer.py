@@ -244,7 +244,7 @@ class Trainer(TrainerHooks):
         return self._given_model
 
     def _open_run(self) -> tuple[list[Update], int] | None:
-        """Find the run's folder, and resume where that is asked for: the updates that wait for their line of the log."""
+        """Find the run's folder, and resume where that is asked for: the updates that wait for their log line."""
         if self.arguments.save_directory is None:
             return None
         identity = self.run_identity()
