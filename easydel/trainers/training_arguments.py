@@ -25,7 +25,7 @@ class TrainingArguments:
     gradient_accumulation_steps: int = option_field(1, changes="layout", within=COUNT)
     """Micro-batches an update is computed in at least, one after the other; changes memory, not results."""
     micro_batch_tokens: int | None = option_field(None, changes="layout")
-    """Most tokens that go through the model at once on a device, unless one pair has more, in multiples of 128; None
+    """Most tokens that go through the model at once on a device, unless one example has more, in multiples of 128; None
     takes 2048 on CPU and 8192 elsewhere. Changes memory and speed, not results."""
     eval_batch_size: int | None = option_field(None, changes="session", within=COUNT)
     """Examples of one evaluation batch; None takes total_batch_size."""
@@ -71,7 +71,7 @@ class TrainingArguments:
     use_rslora: bool = option_field(False, changes="result")
     """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
     lora_seed: int = option_field(0, changes="result", within=INDEX)
-    """Seed of the adapters' start and of their dropout."""
+    """Seed of the adapters' first weights and of their dropout."""
     quantize_base: Literal["int8"] | None = option_field(None, changes="result")
     """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
 
@@ -138,7 +138,7 @@ class TrainingArguments:
         if self.gradient_accumulation_steps > self.total_batch_size:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches are more than the "
-                f"total_batch_size={self.total_batch_size} pairs of an update; set it to that or less."
+                f"total_batch_size={self.total_batch_size} examples of an update; set it to that or less."
             )
         self._check_checkpoints()
         # Two mistakes that would otherwise show only after the model is loaded.
