@@ -10,19 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from easydel.infra.state_files import MANIFEST, DamagedFolder, WriteError, damage_of
-from easydel.trainers.log_window import read_log_notes
 from easydel.trainers.run import checkpoints
 from easydel.trainers.run import folder as run_folder
 from easydel.trainers.run.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
 from easydel.trainers.run.metrics_log import LINES_IN_CHECKPOINT, JsonLinesTracker, json_line, restored_log
 from easydel.trainers.run.record import RunRecord
+from easydel.trainers.run.training_log import read_log_notes
 from easydel.trainers.training_arguments import TrainingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -388,16 +387,16 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried(r
     with pytest.raises(WriteError, match="the last checkpoint, 3 .* The trained model is in trainer.model"):
         run.close(None)
     assert run.last_checkpoint == latest_checkpoint(run.folder) == run.folder / "checkpoints" / "2"
-    run.checkpoints._failure = None  # the fixture closes once more
+    run.checkpoints.failure = None  # the fixture closes once more
 
 
 def test_an_error_that_ended_the_run_is_not_hidden_by_a_checkpoint_that_failed(record, monkeypatch):
     run = record()
     run.open(IDENTITY)
     run.place.step = 1
-    run.checkpoints._failure = WriteError("full")
+    run.checkpoints.failure = WriteError("full")
     run.close(ZeroDivisionError())
-    run.checkpoints._failure = None
+    run.checkpoints.failure = None
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
@@ -455,8 +454,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_an_intact_checkpoint(tmp_path):
 
 
 def test_a_tracker_that_fails_is_named_once_and_off(caplog):
-    from easydel.trainers.callbacks.callback import TrainerCallback, Watcher
-    from easydel.trainers.trainer import Trainer
+    from easydel.trainers.callbacks.callback import Callbacks, TrainerCallback, Watcher
 
     class Server(Watcher):
         def on_log(self, trainer, line):
@@ -466,14 +464,12 @@ def test_a_tracker_that_fails_is_named_once_and_off(caplog):
         def on_log(self, trainer, line):
             raise ZeroDivisionError
 
-    trainer = SimpleNamespace(_callbacks=[Server()])
-    trainer._tell = lambda *arguments: Trainer._tell(trainer, *arguments)
+    callbacks = Callbacks([Server()])
     for _ in range(2):
-        Trainer._notify(trainer, "on_log", {})
+        callbacks.notify(None, "on_log", {})
     assert caplog.text.count("Server failed (ConnectionError: the server is gone) and is off") == 1
-    trainer._callbacks = [Own()]
     with pytest.raises(ZeroDivisionError):
-        Trainer._notify(trainer, "on_log", {})
+        Callbacks([Own()]).notify(None, "on_log", {})
 
 
 def test_a_missing_or_broken_tracker_package_is_named_when_options_are_made(monkeypatch):

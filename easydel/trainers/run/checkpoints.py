@@ -34,6 +34,9 @@ class Checkpoints:
     Args:
       keep: how many of the latest are kept; None keeps all.
       lower_is_better: which end of the ratings is the good one.
+
+    Attributes:
+      failure: why the latest write failed, or None; `wait` raises it.
     """
 
     def __init__(self, keep: int | None, lower_is_better: bool):
@@ -42,7 +45,7 @@ class Checkpoints:
         self._root: Path | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
-        self._failure: WriteError | None = None
+        self.failure: WriteError | None = None
 
     def open(self, run_folder: Path) -> None:
         """Write from now on into a run's folder; what a killed run left half-written there is removed."""
@@ -94,8 +97,8 @@ class Checkpoints:
         """
         if self._writing is not None:
             self._writing.result()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def _finish(self, finish: Callable[[], None], ratings: Mapping[int, float]) -> None:
         with self._noting_failure():
@@ -104,11 +107,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        self._failure = None
+        self.failure = None
         try:
             yield
         except WriteError as error:
-            self._failure = error
+            self.failure = error
             logger.error("checkpoint %s. Training goes on, and the next checkpoint is tried again.", error)
 
     def _thin_out(self, ratings: Mapping[int, float]) -> None:
