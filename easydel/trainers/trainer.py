@@ -40,11 +40,11 @@ from easydel.trainers.callbacks.stopping import stopping_callbacks
 from easydel.trainers.callbacks.trackers import TRACKERS
 from easydel.trainers.device_feed import on_device, with_positions
 from easydel.trainers.optimizers import make_optimizer, make_schedule
-from easydel.trainers.run.checkpoints import check_intact, damaged_notes
+from easydel.trainers.run.checkpoints import check_intact, damaged_metadata
 from easydel.trainers.run.identity import options_of_result
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.run.signals import StopSignals, interruption
-from easydel.trainers.run.training_log import LogWindow, MeanMetrics, TrainingLog, Update, read_log_notes
+from easydel.trainers.run.training_log import LogWindow, MeanMetrics, TrainingLog, Update, read_log_metadata
 from easydel.trainers.step import CompiledTrainingStep, evaluation_step, training_step
 from easydel.trainers.trainer_protocol import (
     Batch,
@@ -206,7 +206,7 @@ class Trainer(TrainerHooks):
     # Checkpoints.
 
     def checkpoint_arrays(self) -> dict[str, Any]:
-        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
+        """Every array that a run needs to resume, as pytrees by name; frozen parameters are not among them."""
         return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
@@ -244,51 +244,54 @@ class Trainer(TrainerHooks):
         return self._given_model
 
     def _open_run(self) -> tuple[list[Update], int] | None:
-        """Find the run's folder, and go on from a checkpoint where one is asked for: its part of a log line."""
+        """Find the run's folder, and resume where that is asked for: the updates that wait for their log line."""
         if self.arguments.save_directory is None:
             return None
         identity = self.run_identity()
         checkpoint = self._record.open(identity)
         if checkpoint is None:
             return None
-        arrays, notes = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
+        arrays, metadata = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
         try:
-            pending = read_log_notes(notes["log"])
+            pending = read_log_metadata(metadata["log"])
         except ValueError as error:
-            raise damaged_notes(checkpoint, str(error)) from error
-        lines = self._record.go_on(checkpoint, notes)
+            raise damaged_metadata(checkpoint, str(error)) from error
+        lines = self._record.resume(checkpoint, metadata)
         self.restore_arrays(arrays)
         self.log_history[:] = lines
-        place = self._record.place
-        logger.warning("going on in %s from update %d of %d.", self.run_folder, place.step, self.total_steps)
+        progress = self._record.progress
+        logger.warning("resuming in %s from update %d of %d.", self.run_folder, progress.step, self.total_steps)
         return pending
 
     def _save(self, log: TrainingLog) -> None:
         with log.pause():
-            self._record.save(self.checkpoint_arrays(), log.notes())
-            self._callbacks.notify(self, "on_save", self._record.place.step, self._record.last_checkpoint)
+            self._record.save(self.checkpoint_arrays(), log.metadata())
+            self._callbacks.notify(self, "on_save", self._record.progress.step, self._record.last_checkpoint)
 
     def _save_last_good_state(self, log: TrainingLog) -> None:
         """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
         record = self._record
         if record.is_saved:
             return
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)) or int(self.state.step) != record.place.step:
+        if (
+            any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            or int(self.state.step) != record.progress.step
+        ):
             last = record.last_checkpoint
             logger.error("the state was lost with the update that failed; the last checkpoint is %s.", last)
             return
         try:
-            record.save(self.checkpoint_arrays(), log.notes())
+            record.save(self.checkpoint_arrays(), log.metadata())
             record.checkpoints.wait()
         except WriteError:
-            logger.error("the state after update %d is lost; the last checkpoint is before it.", record.place.step)
+            logger.error("the state after update %d is lost; the last checkpoint is before it.", record.progress.step)
         except Exception:
             # The exception that ended the run is the one to show.
-            logger.exception("the state after update %d could not be saved.", record.place.step)
+            logger.exception("the state after update %d could not be saved.", record.progress.step)
         else:
             logger.warning(
                 'the state after update %d is saved in %s; go on with resume_from_checkpoint="latest".',
-                record.place.step,
+                record.progress.step,
                 record.last_checkpoint,
             )
 
@@ -369,7 +372,7 @@ class Trainer(TrainerHooks):
         return self._record.evaluations
 
     def _run(self, log: TrainingLog) -> None:
-        arguments, place = self.arguments, self._record.place
+        arguments, progress = self.arguments, self._record.progress
         with log.pause():
             # Now, where it may have to be measured, which happens once: beside an update it would come out too low.
             peak_flops(self.mesh)
@@ -377,14 +380,14 @@ class Trainer(TrainerHooks):
         for batch, device_batch, position in () if self._is_over() else self._training_batches():
             metrics, is_nonfinite = self._update(batch, device_batch, position)
             try:
-                self.state, metrics = self.on_step_end(self.state, metrics, place.step)
+                self.state, metrics = self.on_step_end(self.state, metrics, progress.step)
             finally:
-                log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
-            self._callbacks.notify(self, "on_step_end", place.step)
+                log.add(progress.step, metrics, is_nonfinite, self.batch_statistics(batch))
+            self._callbacks.notify(self, "on_step_end", progress.step)
             self._raise_if_interrupted()
             self._evaluate_if_due(log, is_last=self._is_over())
             # An evaluation may have stopped the run.
-            if arguments.save_steps is not None and (self._is_over() or place.step % arguments.save_steps == 0):
+            if arguments.save_steps is not None and (self._is_over() or progress.step % arguments.save_steps == 0):
                 self._save(log)
             if self._is_over():
                 break
@@ -393,11 +396,11 @@ class Trainer(TrainerHooks):
         if arguments.save_steps is not None and not self._record.is_saved:
             self._save(log)
         if self._stop_reason is not None:
-            logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
-        elif place.step < self.total_steps:
+            logger.warning("stopped after update %d of %d: %s.", progress.step, self.total_steps, self._stop_reason)
+        elif progress.step < self.total_steps:
             logger.warning(
                 "the data ended after %d of %d planned updates: rows were dropped, or a stream is shorter.",
-                place.step,
+                progress.step,
                 self.total_steps,
             )
 
@@ -405,60 +408,60 @@ class Trainer(TrainerHooks):
         """Between updates, and between the batches of anything long."""
         received = self._signals.received
         if received is not None:
-            raise interruption(received, f"{received.name} after update {self._record.place.step}")
+            raise interruption(received, f"{received.name} after update {self._record.progress.step}")
 
     def _is_over(self) -> bool:
-        return self._record.place.step == self.total_steps or self._stop_reason is not None
+        return self._record.progress.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
         """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
         batches = self._batches_from_here(self.dataloaders.train)
-        return with_positions(batches, self.total_steps - self._record.place.step, self.on_device)
+        return with_positions(batches, self.total_steps - self._record.progress.step, self.on_device)
 
     def on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
         """Batches with their copies on the devices, sent ahead of their use; a signal ends the run between two."""
         return on_device(batches, self.mesh, self._raise_if_interrupted)
 
     def _batches_from_here(self, train: BatchLoader) -> BatchIterator:
-        place = self._record.place
-        if place.data is None:
+        progress = self._record.progress
+        if progress.data is None:
             return train.iterate()
         try:
-            return train.iterate(place.data)
+            return train.iterate(progress.data)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"the data cannot go on from its place after update {place.step}, as {self._record.last_checkpoint} "
-                f"keeps it: {error}"
+                f"the data cannot resume from its position after update {progress.step}, as "
+                f"{self._record.last_checkpoint} keeps it: {error}"
             ) from error
 
     def _update(self, batch: Batch, device_batch: DeviceBatch, position: dict[str, Any]) -> tuple[Metrics, jax.Array]:
         """One update: its numbers, and whether it had to be skipped."""
-        place = self._record.place
-        state = self.on_step_start(self.state, place.step + 1)
+        progress = self._record.progress
+        state = self.on_step_start(self.state, progress.step + 1)
         with jax.set_mesh(self.mesh):
             prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
-        # At once: what is saved after an exception must be the state and the place of the same update.
-        place.step, place.data = place.step + 1, position
+        # At once: what is saved after an exception must be the state and the progress of the same update.
+        progress.step, progress.data = progress.step + 1, position
         is_nonfinite = metrics.pop("nonfinite")
-        if place.step == 1 and not is_nonfinite:
+        if progress.step == 1 and not is_nonfinite:
             self.check_first_step(device_batch, jax.device_get(metrics))
         return metrics, is_nonfinite
 
     def _evaluate_if_due(self, log: TrainingLog, is_last: bool = False) -> None:
-        place, every, best = self._record.place, self.arguments.evaluation_steps, self.arguments.best_metric
-        if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == place.step:
+        progress, every, best = self._record.progress, self.arguments.evaluation_steps, self.arguments.best_metric
+        if not self.dataloaders.evaluation or self.arguments.do_eval is False or progress.evaluated == progress.step:
             return
-        if place.step == 0 or is_last or (every is not None and place.step % every == 0):
+        if progress.step == 0 or is_last or (every is not None and progress.step % every == 0):
             with log.pause():
                 results = self.measure(self.dataloaders.evaluation)
                 if best is not None and best not in results:
                     known = ", ".join(sorted(results))
                     raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
-                self._record.evaluations[place.step] = results
-                place.evaluated = place.step
-                self._log({"step": place.step} | results)
+                self._record.evaluations[progress.step] = results
+                progress.evaluated = progress.step
+                self._log({"step": progress.step} | results)
                 self._callbacks.notify(self, "on_evaluate", results)
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:

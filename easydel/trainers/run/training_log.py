@@ -134,7 +134,7 @@ class TrainingLog:
         window, self._window = self._window, LogWindow()
         self._finish(window)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
         updates = [
             update._asdict()
@@ -147,7 +147,7 @@ class TrainingLog:
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
     def restore(self, updates: Iterable[Update], nonfinite_in_a_row: int) -> None:
-        """Go on from what `read_log_notes` found."""
+        """Resume from what `read_log_metadata` found."""
         self._nonfinite_in_a_row = nonfinite_in_a_row
         for update in updates:
             self._append(update)
@@ -176,13 +176,13 @@ class TrainingLog:
             raise error
 
 
-def read_log_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
-    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.notes`.
+def read_log_metadata(metadata: Mapping[str, Any]) -> tuple[list[Update], int]:
+    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.metadata`.
 
     Raises:
-      ValueError: these are no such notes; names the field.
+      ValueError: this is no such metadata; names the field.
     """
-    in_a_row, entries = notes.get("nonfinite_in_a_row"), notes.get("updates")
+    in_a_row, entries = metadata.get("nonfinite_in_a_row"), metadata.get("updates")
     if type(in_a_row) is not int or not isinstance(entries, list):
         raise ValueError("log")
     return [_read_update(entry) for entry in entries], in_a_row
