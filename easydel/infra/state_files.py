@@ -23,7 +23,7 @@ from easydel.errors import listed
 from easydel.infra.mesh import parameter_path
 from easydel.paths import user_path
 
-Tree = TypeVar("Tree", bound=PyTree)
+PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
 # Ends the name of a folder that is still being written; its other names are those of a killed process's leftovers.
@@ -51,7 +51,7 @@ def save_arrays(folder: str | Path, tree: PyTree) -> None:
     start_saving(folder, tree, {})()
 
 
-def load_arrays(folder: str | Path, like: Tree) -> Tree:
+def load_arrays(folder: str | Path, like: PyTreeT) -> PyTreeT:
     """Read arrays into the structure, dtypes and shardings of another pytree.
 
     Raises:
@@ -67,7 +67,7 @@ def load_arrays(folder: str | Path, like: Tree) -> Tree:
     return read_arrays(folder, like)
 
 
-def read_arrays(folder: Path, like: Tree) -> Tree:
+def read_arrays(folder: Path, like: PyTreeT) -> PyTreeT:
     """`load_arrays` of a folder that has been verified."""
     wanted = arrays_by_path(like)
     with _plain_path(folder) as path, ocp.StandardCheckpointer() as checkpointer:

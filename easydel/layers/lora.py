@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model: put on, taken off, merged, and trained in place of everything else."""
+"""Put low-rank adapters on a model, take them off, merge them, and train them in place of everything else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easydel.infra.language_model import LanguageModel
 from easydel.layers.linear import Linear, LoraAdapter, QuantizedWeight
 from easydel.layers.surgery import Model, layer_linears, map_linears, matching_linears, placed
 
-Tree = TypeVar("Tree", bound=PyTree)
+PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 LARGEST_ALPHA = float(jnp.finfo(jnp.float32).max)  # the adapters compute in float32
 
@@ -149,7 +149,7 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
 
 
 def adapters_are_at_start(model: LanguageModel) -> bool:
-    """Whether every adapter still changes nothing, its second factor being zero."""
+    """Whether every adapter changes nothing yet: its second factor is zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
 
 
@@ -164,17 +164,17 @@ def trainable_filter(model: PyTree) -> PyTree[bool]:
     return jax.tree.map(lambda node: jax.tree.map(lambda _: is_adapter(node), node), model, is_leaf=is_adapter)
 
 
-def split_trainable(model: Tree) -> tuple[Tree, Tree]:
+def split_trainable(model: PyTreeT) -> tuple[PyTreeT, PyTreeT]:
     """``(trainable, frozen)``: the model twice, None in place of the other part's arrays; `join` undoes it."""
     return eqx.partition(model, trainable_filter(model))
 
 
-def join(trainable: Tree, frozen: Tree) -> Tree:
+def join(trainable: PyTreeT, frozen: PyTreeT) -> PyTreeT:
     """The whole model from the two parts of `split_trainable`."""
     return eqx.combine(trainable, frozen)
 
 
-def copy_trainable(model: Tree) -> Tree:
+def copy_trainable(model: PyTreeT) -> PyTreeT:
     """The model with trainable arrays of its own; the frozen ones are shared."""
     trainable, frozen = split_trainable(model)
     return join(jax.tree.map(lambda array: array.copy(), trainable), frozen)

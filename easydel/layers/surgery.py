@@ -14,7 +14,7 @@ from easydel.layers.linear import Linear
 from easydel.layers.name_pattern import matching_names
 
 Model = TypeVar("Model", bound=LanguageModel)
-Tree = TypeVar("Tree", bound=PyTree)
+PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 
 def layer_linears(model: LanguageModel) -> dict[str, Linear]:
@@ -47,7 +47,7 @@ def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
     )
 
 
-def placed(tree: Tree, path: str, model: LanguageModel) -> Tree:
+def placed(tree: PyTreeT, path: str, model: LanguageModel) -> PyTreeT:
     """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
     mesh, rules = mesh_of(model), model.partition_rules
     if mesh is None:

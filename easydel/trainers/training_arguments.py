@@ -23,7 +23,7 @@ class TrainingArguments:
     total_batch_size: int = option_field(32, changes="result", within=COUNT)
     """Examples of one optimiser update, over all devices and accumulation steps."""
     gradient_accumulation_steps: int = option_field(1, changes="layout", within=COUNT)
-    """Parts an update is computed in at least, one after the other; changes memory, not results."""
+    """Micro-batches an update is computed in at least, one after the other; changes memory, not results."""
     micro_batch_tokens: int | None = option_field(None, changes="layout")
     """Most tokens that go through the model at once on a device, unless one pair has more, in multiples of 128; None
     takes 2048 on CPU and 8192 elsewhere. Changes memory and speed, not results."""
@@ -137,7 +137,7 @@ class TrainingArguments:
             )
         if self.gradient_accumulation_steps > self.total_batch_size:
             raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} parts are more than the "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches are more than the "
                 f"total_batch_size={self.total_batch_size} pairs of an update; set it to that or less."
             )
         self._check_checkpoints()

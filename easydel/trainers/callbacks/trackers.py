@@ -1,140 +1,17 @@
-"""Write log lines to ``metrics.jsonl`` and to TensorBoard."""
+"""Write log lines to the trackers of experiments: TensorBoard."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from easydel.trainers.callbacks.callback import LogLine, RunningTrainer, Watcher
-from easydel.trainers.run.folder import METRICS_FILE, as_log_line, is_log_line, json_line, read_log
 
 logger = logging.getLogger("easydel")
-
-# Of the latest lines a checkpoint keeps a copy, a megabyte at most.
-LINES_IN_CHECKPOINT = 1000
-
-
-class JsonLinesTracker(Watcher):
-    """Appends every line to ``metrics.jsonl`` in the run folder, at once, so that a killed run keeps its log.
-
-    Where the disk is full, or the file was removed, one warning says so, and each next line tries to write all of them.
-
-    Args:
-      folder: the run folder.
-      lines: those before an interruption.
-    """
-
-    def __init__(self, folder: Path, lines: Iterable[LogLine] = ()):
-        self.path = folder / METRICS_FILE
-        self._lines = [json_line(line) for line in lines]
-        # Bytes in the file as it was left; None where it has to be written whole.
-        self._size: int | None = None
-        self._is_failing = False
-
-    def on_train_begin(self, trainer: RunningTrainer) -> None:
-        self._write_all_anew()
-
-    def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
-        self._lines.append(json_line(line))
-        try:
-            is_as_left = self.path.stat().st_size == self._size
-        except OSError:
-            is_as_left = False
-        if is_as_left:
-            self._append(self._lines[-1])
-        else:
-            self._write_all_anew()
-
-    def on_train_end(self, trainer: RunningTrainer) -> None:
-        if self._is_failing:
-            self._write_all_anew()
-        if self._is_failing:
-            logger.error("%s lacks lines to the end; they are in trainer.log_history.", self.path)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def notes(self) -> dict[str, Any]:
-        """The part of the log that a checkpoint keeps: the latest lines, and a digest of those before."""
-        before = max(0, len(self._lines) - LINES_IN_CHECKPOINT)
-        return {
-            "before": before,
-            "digest": _digest(self._lines[:before]),
-            "latest": [json.loads(line) for line in self._lines[before:]],
-        }
-
-    def _append(self, line: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                self._size = file.tell()
-        except OSError as error:
-            self._failed(error)
-
-    def _write_all_anew(self) -> None:
-        new = self.path.with_name(f"{METRICS_FILE}.new")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text("".join(self._lines), encoding="utf-8")
-            new.replace(self.path)
-            self._size = self.path.stat().st_size
-        except OSError as error:
-            new.unlink(missing_ok=True)
-            self._failed(error)
-        else:
-            if self._is_failing:
-                logger.warning("%s can be written to again; no line is missing.", self.path)
-            self._is_failing = False
-
-    def _failed(self, error: OSError) -> None:
-        self._size = None
-        if not self._is_failing:
-            logger.warning(
-                "%s cannot be written to (%s): training goes on, and its lines are written as soon as they can be.",
-                self.path,
-                error.strerror,
-            )
-        self._is_failing = True
-
-
-def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> list[LogLine]:
-    """The log of a run up to a checkpoint: its latest lines as the checkpoint keeps them, others from the file.
-
-    Raises:
-      ValueError: these are not the notes of `JsonLinesTracker`.
-    """
-    before, latest = notes.get("before"), notes.get("latest")
-    if type(before) is not int or not isinstance(latest, list) or not all(map(is_log_line, latest)):
-        raise ValueError("lines")
-    kept, end = {json_line(line) for line in latest}, before + len(latest)
-    lines = read_log(run_folder, last_step)
-    new = [line if line is not None and json_line(line) not in kept else None for line in lines]
-    older = [line for line in new[:end] if line is not None][:before]
-    # Evaluations that were asked for behind the checkpoint; its own updates are logged again.
-    own = [line for line in new[end:] if line is not None and not any(name.startswith("train/") for name in line)]
-    if _digest(map(json_line, older)) != notes.get("digest"):
-        logger.warning(
-            "%s was damaged: %d of the %d lines before update %d are there. The lines from then on are complete.",
-            run_folder / METRICS_FILE,
-            len(older),
-            before,
-            latest[0]["step"] if latest else last_step,
-        )
-    return [*older, *map(as_log_line, latest), *own]
-
-
-def _digest(lines: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for line in lines:
-        digest.update(line.encode())
-    return digest.hexdigest()
 
 
 class TensorBoardTracker(Watcher):

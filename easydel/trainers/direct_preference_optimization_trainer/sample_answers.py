@@ -8,7 +8,7 @@ from typing import Any
 
 from easydel.data.tree import PreferencePair
 from easydel.trainers.callbacks.callback import RunningTrainer, Watcher
-from easydel.trainers.run.folder import is_log_line
+from easydel.trainers.run.metrics_log import is_log_line
 
 SAMPLES_FILE = "samples.jsonl"
 

@@ -1,23 +1,18 @@
-"""Find or make the folder of a run, and read what an interrupted run left in it."""
+"""Find, make and lock the folder of a run."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from easydel.infra.state_files import DamagedFolder
 from easydel.paths import user_path
-from easydel.trainers.callbacks.callback import LogLine
-from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_notes
+from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_metadata
 
-METRICS_FILE = "metrics.jsonl"
 LOCK = ".lock"
 # Looking for a folder takes milliseconds.
 SECONDS_TO_LOOK = 60.0
@@ -119,7 +114,7 @@ def _name_in(checkpoints: list[Path]) -> str | None:
     """The model_name of the run that wrote these; None where none of them can be read."""
     for checkpoint in checkpoints:
         with contextlib.suppress(DamagedFolder):
-            name = read_notes(checkpoint)["options"].get("model_name")
+            name = read_metadata(checkpoint)["options"].get("model_name")
             if isinstance(name, str):
                 return name
     return None
@@ -128,40 +123,3 @@ def _name_in(checkpoints: list[Path]) -> str | None:
 def run_of(checkpoint: Path) -> Path:
     """The run folder a checkpoint belongs to."""
     return checkpoint.parent.parent
-
-
-def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
-    """The lines of a run's log; None for one that is of a later update, was cut short, or is no line of a log."""
-    try:
-        text = (run_folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines: list[LogLine | None] = []
-    for entry in text.splitlines():
-        try:
-            line = json.loads(entry)
-        except (ValueError, RecursionError):
-            line = None
-        lines.append(as_log_line(line) if is_log_line(line) and line["step"] <= last_step else None)
-    return lines
-
-
-def is_log_line(value: Any) -> bool:
-    """True where this can be a line of a log."""
-    return isinstance(value, dict) and type(value.get("step")) is int
-
-
-def as_log_line(read: dict[str, Any]) -> LogLine:
-    """A line as it was logged, from how it is kept in JSON, which knows no NaN."""
-    return {name: math.nan if value is None else value for name, value in read.items()}
-
-
-def json_line(line: LogLine) -> str:
-    """One line of the log; JSON knows no NaN and no infinity, so a skipped update's loss is null."""
-    return json.dumps({name: _finite(value) for name, value in line.items()}) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
