@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from easydel.layers.model_digest import model_digest
 
 from easydel.cli.dpo import RunOptions
 from easydel.modules.auto import AutoEasyDeLModelForCausalLM
