@@ -8,6 +8,7 @@ import doctest
 import importlib
 import json
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -143,6 +144,13 @@ def test_every_option_that_the_migration_tables_point_to_exists():
     for cell in cells:
         named = re.findall(r"`([a-z]\w*)(?:=[^`]*)?`", cell)
         assert set(named) <= FIELDS | arguments, cell
+
+
+@pytest.mark.parametrize("page", ["objectives.md", "api/objectives.md"])
+def test_the_tables_of_objectives_are_those_of_the_registry(page):
+    """`python docs/write_objectives.py` writes them."""
+    write_objectives = runpy.run_path(str(ROOT / "docs" / "write_objectives.py"))
+    assert write_objectives["with_tables"](ROOT / "docs" / page) == (ROOT / "docs" / page).read_text()
 
 
 def test_every_public_name_has_its_place_in_the_api_pages():

@@ -207,7 +207,8 @@ def _open_datasets(
     evaluation = {name: open_rows(files) for name, files in sets.items() if files is not None}
     with refusing(OSError, ValueError):
         config.check_order(by_number=train.has_random_access)
-        transform = PreferenceTransform(tokenizer, **{name: getattr(config, name) for name in DATA_OPTIONS})
+        options = {name: getattr(config, name) for name in DATA_OPTIONS}
+        transform = PreferenceTransform(tokenizer, **options, reads_margin=config.objective.needs_margin)
         for source in (train, *evaluation.values()):
             check_first_rows(source, transform, config.max_dropped_share)
     return train, evaluation

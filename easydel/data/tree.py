@@ -81,6 +81,7 @@ class PreferencePair:
       chosen_loss_mask, rejected_loss_mask: which completion tokens are scored, at least one each.
       index: the row's position in the data, -1 when unknown.
       weight: the row's share in the loss.
+      margin: nats by which the pair's scores are to differ; None where no objective reads it.
       ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
       prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each.
     """
@@ -92,6 +93,7 @@ class PreferencePair:
     rejected_loss_mask: Bool[np.ndarray, " rejected"]
     index: int = -1
     weight: float = 1.0
+    margin: float | None = None
     ref_chosen_logps: float | None = None
     ref_rejected_logps: float | None = None
     prompt_truncated: int = 0

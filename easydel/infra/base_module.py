@@ -123,7 +123,7 @@ class EasyDeLBaseModule(LanguageModel):
         # transformers 5 writes "dtype", older files "torch_dtype"; both versions read the older name.
         config["dtype" if "dtype" in config else "torch_dtype"] = str(next(iter(tensors.values())).dtype)
         if self.weight_map.is_wrapped and self.config.source is not None:
-            tensors |= tensors_to_keep(open_checkpoint(self.config.source), self.weight_map)
+            tensors |= tensors_to_keep(self.config.source, self.weight_map)
         write_folder(folder, config, tensors, max_shard_size, self.config.kept_files)
 
     def _hugging_face_config(self) -> dict[str, Any]:
@@ -229,9 +229,9 @@ class EasyDeLBaseModule(LanguageModel):
 
     def _sizes_in_use(self) -> tuple[int, int]:
         """Entries that one token meets: of all matrices of the layers, and of the adapters among them."""
-        everything, adapters = 0.0, 0.0
+        everything, adapters, share_in_use = 0.0, 0.0, self.share_in_use
         for path, linear in layer_linears(self).items():
-            share = self.share_in_use(path)
+            share = share_in_use(path)
             everything += share * linear.matrix_size
             adapters += share * (linear.lora.matrix_size if linear.lora is not None else 0)
         return round(everything), round(adapters)

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model: put on, taken off, merged, and trained in place of everything else."""
+"""Put low-rank adapters on a model, take them off, merge them, and train them in place of everything else."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
 
 
 def adapters_are_at_start(model: LanguageModel) -> bool:
-    """Whether every adapter still changes nothing, its second factor being zero."""
+    """Whether every adapter changes nothing yet: its second factor is zero."""
     return not any(jax.device_get([jnp.any(adapter.b != 0) for adapter in adapters(model).values()]))
 
 

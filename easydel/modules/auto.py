@@ -7,7 +7,7 @@ from typing import Any
 from easydel.errors import shown
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.modules import FAMILIES
-from easydel.weights.peft import base_of_adapter, is_adapter_folder
+from easydel.weights.peft_config import base_of_adapter, is_adapter_folder
 from easydel.weights.pretrained import local_path, open_checkpoint
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from easydel.errors import listed, plain, shown
 from easydel.infra.config_keys import Key
-from easydel.weights.hugging_face import read_json
+from easydel.weights.files import read_json
 
 # Any one of them is enough for a fast tokenizer; tokenizer_config.json alone is not.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")

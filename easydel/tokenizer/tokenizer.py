@@ -27,8 +27,9 @@ from easydel.tokenizer.settings import (
     TOKENIZER_FILES,
     check_tokenizer_folder,
 )
+from easydel.weights.files import is_inside, read_json, replacing_files
 from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
-from easydel.weights.hugging_face import CONFIG, is_inside, read_json, replacing_files
+from easydel.weights.hugging_face import CONFIG
 
 logger = logging.getLogger("easydel")
 

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: reading slices of tensors, writing shards."""
+"""Read slices of tensors from a Hugging Face model folder, and write such a folder in shards."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import logging
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,20 +19,20 @@ from safetensors.numpy import save_file
 
 from easydel.errors import listed, plain, shown
 from easydel.paths import user_path
+from easydel.weights.files import is_inside, read_json, replacing_files
 from easydel.weights.weight_map import SavedTensor
 
 logger = logging.getLogger("easydel")
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OWN_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 SHARD_SUFFIX = re.compile(r".*(-of-\d+\.safetensors)")
-# What goes with the weights wherever they go: settings for sampling, and the terms they were given under. A model card
-# describes the original, code is not run here, and the tokenizer saves itself.
+# Files that are kept beside the weights: settings for sampling, and the terms of use. A model card describes the
+# original, code is not run here, and the tokenizer saves itself.
 KEPT_FILES = (
     "generation_config.json",
     *(f"{name}{suffix}" for name in ("LICENSE", "NOTICE", "USE_POLICY") for suffix in ("", ".txt", ".md")),
 )
 LARGEST_KEPT = 2**20
-LARGEST_JSON = 2**26
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # How quantised checkpoints name what they keep beside or in place of a weight.
 QUANTISED_NAMES = {
@@ -73,7 +72,7 @@ class CheckpointFiles(Protocol):
 class SafetensorsFolder:
     """A folder with ``config.json`` and safetensors weights, in one file or in shards with an index.
 
-    Where there are both, the one file counts, as in transformers.
+    Where there are both, the one file is read, as in transformers.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -169,7 +168,7 @@ class SafetensorsFolder:
         return readers
 
     def _report_unused_index(self) -> None:
-        """Say that an index beside the one file is not followed, where it leads to other files."""
+        """Log that an index beside the one file is not followed, where it names other files."""
         if not (self.path / WEIGHTS_INDEX).exists():
             return
         try:
@@ -247,17 +246,6 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def is_inside(folder: Path, path: Path) -> bool:
-    """True where a path, links followed, stays in a folder, or in the blobs beside it where that is the hub's cache."""
-    try:
-        target, own = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError):  # a link to itself, a name that is too long
-        return False
-    return target.is_relative_to(own) or (
-        own.parent.name == "snapshots" and target.parent == own.parent.parent / "blobs"
-    )
-
-
 def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
     """Names and texts of the files in a folder that go with the weights; what cannot be read is reported."""
     kept = []
@@ -276,49 +264,6 @@ def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
         except (OSError, ValueError) as error:
             logger.warning("%s is not kept beside the weights: %s", name, error)
     return tuple(kept)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it holds no JSON object in UTF-8, says one key twice, or holds a number that JSON does not know.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; expected a Hugging Face model folder.")
-    if not path.is_file():
-        raise ValueError(f"{path} is no plain file, expected a JSON object.")
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"it has more than {LARGEST_JSON} bytes")
-        value = json.loads(
-            path.read_bytes().decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant
-        )
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-    except RecursionError:
-        raise ValueError(f"{path} is not valid JSON: nested too deep.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {plain(str(error), 200)}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for name, item in pairs:
-        if name in value:
-            raise ValueError(f"the key {shown(name)} stands there twice")
-        value[name] = item
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_folder(
@@ -352,17 +297,3 @@ def write_folder(
         for old in folder.iterdir():
             if OWN_FILE.fullmatch(old.name) and not (new / old.name).exists():
                 old.unlink()
-
-
-@contextmanager
-def replacing_files(folder: Path) -> Iterator[Path]:
-    """A folder whose files take their places in `folder` at the end; a write that fails leaves what was there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
-        new = Path(name)
-        try:
-            yield new
-        except SafetensorError as error:  # what its writer makes of a full disk
-            raise OSError(f"{folder} could not be written: {error}") from error
-        for path in new.iterdir():
-            path.replace(folder / path.name)

@@ -1,4 +1,4 @@
-"""From files to a sharded model and back."""
+"""Load a model from its files, each device its own slices, and name the tensors that are saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from easydel.infra.mesh import PartitionRules, parameter_path, parameter_shardin
 from easydel.paths import HUB_ID
 from easydel.weights.gguf.checkpoint import GGUFCheckpoint
 from easydel.weights.hugging_face import KEPT_FILES, CheckpointFiles, SafetensorsFolder
-from easydel.weights.peft import ADAPTER_CONFIG, is_adapter_folder
+from easydel.weights.peft_config import ADAPTER_CONFIG, is_adapter_folder
 from easydel.weights.weight_map import SavedTensor, Shape, WeightMap
 
 PyTreeT = TypeVar("PyTreeT", bound=PyTree)
@@ -221,11 +221,28 @@ def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_m
 def tensors_to_save(model: PyTree, weight_map: WeightMap, dtype: np.dtype | None) -> dict[str, SavedTensor]:
     """Every tensor that a model's parameters make; None keeps the parameters' own dtype."""
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
-    return weight_map.tensors({parameter_path(path): leaf for path, leaf in leaves}, dtype)
+    return weight_map.tensors({parameter_path(path): _as_stored(leaf) for path, leaf in leaves}, dtype)
 
 
-def tensors_to_keep(files: CheckpointFiles, weight_map: WeightMap) -> dict[str, SavedTensor]:
-    """The tensors of a folder that belong to other parts of it than the language model, as they are."""
+def _as_stored(array: jax.Array) -> jax.Array | np.ndarray:
+    """The array itself, or its memory where that is the host's already: slices of it cost nothing then."""
+    devices = array.devices()
+    return np.asarray(array) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else array
+
+
+def tensors_to_keep(source: str, weight_map: WeightMap) -> dict[str, SavedTensor]:
+    """The tensors of a model's folder that belong to other parts of it than the language model, as they are.
+
+    Raises:
+      FileNotFoundError: the folder is not there any more.
+    """
+    try:
+        files = open_checkpoint(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the model was loaded from {source}, which is gone, and with it the other parts of the model (a vision "
+            "tower) that are saved beside it. Put the folder back, or load the model from where it is now."
+        ) from error
     return {
         name: SavedTensor(files.shape(name), files.dtype(name), functools.partial(files.read, name))
         for name in files.tensor_names

@@ -43,7 +43,9 @@ def test_every_field_is_an_option_with_a_sentence_of_help():
 
 def test_the_data_options_are_those_of_the_transform():
     # The tokenizer is the model's, and the time is the run's.
-    assert ["tokenizer", *DATA_OPTIONS, "now"] == [field.name for field in dataclasses.fields(PreferenceTransform)]
+    assert ["tokenizer", *DATA_OPTIONS, "reads_margin", "now"] == [
+        field.name for field in dataclasses.fields(PreferenceTransform)
+    ]
 
 
 def test_what_is_not_given_keeps_the_default():

@@ -317,9 +317,12 @@ def test_a_wrapped_folder_keeps_the_tensors_of_its_other_parts(tmp_path, tiny_mo
     assert_same_tensors(tmp_path / "saved", own | others)
     model.save_pretrained(folder)  # into the very files that the other parts are read from
     assert_same_tensors(folder, own | others)
+    save_file(load_file(tmp_path / "plain" / "model.safetensors") | others, folder / "model.safetensors")
     with pytest.raises(ValueError, match="vision_tower.patch.weight is not part of this model"):
-        save_file(load_file(tmp_path / "plain" / "model.safetensors") | others, folder / "model.safetensors")
         LlamaForCausalLM.from_pretrained(folder)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"loaded from .*wrapped, which is gone, and with it the other parts"):
+        model.save_pretrained(tmp_path / "again")
 
 
 class ExpertLayers(eqx.Module):

@@ -122,6 +122,8 @@ def data_identity(source: ShardedDataSource, transform: Transform) -> dict[str, 
         ):
             digest.update(np.int64(values.size).tobytes() + values.tobytes())
         digest.update(repr((pair.weight, pair.ref_chosen_logps, pair.ref_rejected_logps)).encode())
+        if pair.margin is not None:
+            digest.update(repr(pair.margin).encode())
     return {"rows": len(source) if source.has_random_access else None, "digest": digest.hexdigest()}
 
 

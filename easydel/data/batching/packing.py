@@ -220,7 +220,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
       position in `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (anything was cut)
       [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, by which what is
       known of a pair is looked up (`easydel.data.tree.PromptTree.key`);
-      ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32, in nats, when every pair brings them.
+      ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32, in nats, when every pair brings them;
+      ``pair_margin`` [rows, slots] float32, in nats, when the pairs have margins.
 
     Raises:
       ValueError: no pairs.
@@ -253,6 +254,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     }
     for name, number in PAIR_NUMBERS.items():
         batch[name] = column([number(pair) for pair in pairs], np.float32)
+    if all(pair.margin is not None for pair in pairs):
+        batch["pair_margin"] = column([pair.margin for pair in pairs], np.float32)
     known = [pair.ref_chosen_logps is not None for pair in pairs]
     if any(known) and not all(known):
         raise DataError(

@@ -47,7 +47,7 @@ class Columns:
     Attributes:
       row: all of its columns.
       values: those of `PAIR_FIELDS`; the prompt is None where the row leaves it implicit.
-      numbers: those of `NUMBER_COLUMNS`, in the names of `PreferencePair`.
+      numbers: those of `NUMBER_COLUMNS`, and the margin where it is read, in the names of `PreferencePair`.
       tools: what the chat template is given; `own_tools` are those that the row itself brings.
       chat_template_kwargs: what the chat template is given besides.
     """
@@ -61,9 +61,16 @@ class Columns:
 
 
 def read_columns(
-    row: Mapping[str, Any], tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any] | None
+    row: Mapping[str, Any],
+    tools: list[Any] | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    *,
+    reads_margin: bool = False,
 ) -> Columns:
     """The columns of a row; its own tools win over `tools`, its template arguments key by key.
+
+    The column "margin" is looked at only with `reads_margin`, and must then be there: data sets have columns of that
+    name that mean something else.
 
     Raises:
       BadRow: "wrong type", "bad value", "missing value", "missing column" (structural), or "unused column" for media
@@ -74,7 +81,7 @@ def read_columns(
     given = _json_column(row, "tools", list)
     own_tools = None if given is None else read_tools(given)
     own_kwargs = _json_column(row, "chat_template_kwargs", Mapping) or {}
-    numbers = _read_numbers(row)
+    numbers = _read_numbers(row) | ({"margin": _read_margin(row)} if reads_margin else {})
     _refuse_media(row)
     _refuse_other_names(row)
     return Columns(
@@ -87,13 +94,14 @@ def read_columns(
     )
 
 
-def unread_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def unread_columns(rows: Iterable[Mapping[str, Any]], *, reads_margin: bool = False) -> list[str]:
     """The names of the columns that nothing reads, such as scores, ids and sources, each once."""
+    read = READ_COLUMNS | ({"margin"} if reads_margin else set())
     names: dict[str, None] = {}
     for row in rows:
         if isinstance(row, Mapping):
             ids = ID_FIELDS if all(row.get(name) is not None for name in ID_FIELDS) else ()
-            names |= dict.fromkeys(str(name) for name in row if name not in READ_COLUMNS and name not in ids)
+            names |= dict.fromkeys(str(name) for name in row if name not in read and name not in ids)
     return list(names)
 
 
@@ -205,6 +213,26 @@ def _read_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
             absent, "missing value", f'the row gives only one reference log-prob; fill in "{absent}" or remove both.'
         )
     return {"weight": 1.0 if weight is None else weight, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+
+def _read_margin(row: Mapping[str, Any]) -> float:
+    """The column "margin", in nats.
+
+    Raises:
+      BadRow: "missing column" (structural), "missing value", "wrong type" or "bad value".
+    """
+    margin = _number(row, "margin")
+    if margin is None and "margin" not in row:
+        raise BadRow(
+            "margin",
+            "missing column",
+            'there is no column "margin", which the objective reads. Add it, in nats: '
+            'source.map(lambda row: row | {"margin": 0.0}).',
+            structural=True,
+        )
+    if margin is None:
+        raise BadRow("margin", "missing value", '"margin" is empty, expected a number of nats. Fill it in.')
+    return margin
 
 
 def _json_column(row: Mapping[str, Any], field: str, expected: type) -> Any:

@@ -45,6 +45,7 @@ class PreferenceTransform:
       max_prompt_length, max_completion_length: limits of each by itself, in tokens; None for none.
       truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
       tools, chat_template_kwargs: handed to the chat template; a row's own columns win.
+      reads_margin: every row has a column "margin", which an objective reads.
       now: the time that a chat template which shows the date is told, for every row; by default, that of making this.
 
     Raises:
@@ -66,6 +67,7 @@ class PreferenceTransform:
     truncation_mode: TruncationMode = "keep_end"
     tools: list | None = None
     chat_template_kwargs: dict | None = None
+    reads_margin: bool = False
     now: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(), compare=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class PreferenceTransform:
         return Limits(self.max_length, self.max_prompt_length, self.max_completion_length, self.truncation_mode)
 
     def _pair(self, row: Mapping[str, Any], index: int) -> PreferencePair:
-        columns = read_columns(row, self.tools, self.chat_template_kwargs)
+        columns = read_columns(row, self.tools, self.chat_template_kwargs, reads_margin=self.reads_margin)
         whole = self._tokenise(columns)
         kept = truncate_tree(whole, self._limits, self._encoder.bos_id)
         chosen, rejected = kept.branches

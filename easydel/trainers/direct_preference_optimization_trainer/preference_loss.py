@@ -82,6 +82,7 @@ class PreferenceLoss:
             rejected_length=rejected_length,
             is_pair=batch["pair_mask"],
             mean_chosen_length=totals.mean_chosen_length,
+            margin=batch.get("pair_margin"),
             log_weight=scores.log_weight,
         )
         losses = objective(pairs) * batch["pair_weight"]

@@ -324,6 +324,28 @@ def test_columns_that_nothing_reads_are_named():
     assert unread_columns([{"prompt_ids": [1], "chosen": "a", "rejected": "b"}]) == ["prompt_ids"]
 
 
+def test_a_margin_is_read_only_where_an_objective_needs_it(chatml):
+    rows = [CHAT | {"margin": "large"}, CHAT | {"margin": 0.5}]
+    assert [PreferenceTransform(chatml)(row).margin for row in rows] == [None, None]
+    assert unread_columns(rows) == ["margin"] and unread_columns(rows, reads_margin=True) == []
+    assert PreferenceTransform(chatml, reads_margin=True)(rows[1]).margin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("margin", "reason"),
+    [
+        ({}, "missing column"),
+        ({"margin": None}, "missing value"),
+        ({"margin": "large"}, "wrong type"),
+        ({"margin": float("nan")}, "bad value"),
+        ({"margin": float("inf")}, "bad value"),
+    ],
+)
+def test_a_margin_that_an_objective_needs_is_a_finite_number(chatml, margin, reason):
+    fault = PreferenceTransform(chatml, reads_margin=True)(CHAT | margin)
+    assert (fault.field, fault.reason, fault.structural) == ("margin", reason, reason == "missing column")
+
+
 # What a template leaves out
 
 THOUGHT = CHAT | {"chosen": [assistant("Paris.", reasoning_content="It has the tower.")]}

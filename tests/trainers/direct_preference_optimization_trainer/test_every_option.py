@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.faults import DataError
+from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import option_fields, owners
 from easydel.trainers.optimizers import EXTRA_KWARGS, OPTIMIZERS, OWN_FIELDS
 from tests.tiny import make_rows
 
@@ -204,6 +205,12 @@ FIELDS = {
     "eval_sample_tokens": Field((3, 6), "answers", SAVED | {"eval_samples": 1}, EVALUATED["data"]),
     "packing": Field((True, False), "batch"),
     "share_prompt": Field((True, False), "batch"),
+}
+# Options that one objective owns, and that nothing above looks at in particular.
+FIELDS |= {
+    name: Field((field.default, 1.5 * field.default + 0.1), "trace", {"loss_type": owners(name)[0]})
+    for name, field in option_fields().items()
+    if name not in FIELDS
 }
 
 

@@ -14,7 +14,7 @@ from easydel.trainers.direct_preference_optimization_trainer.objectives.objectiv
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
 
-FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "chi_squared"]
 
 
 def reverse_kl(log_ratio: PerPair, coefficient: float) -> PerPair:
@@ -42,13 +42,28 @@ def alpha_divergence(log_ratio: PerPair, coefficient: float) -> PerPair:
     return expm1((coefficient - 1) * log_ratio) / (coefficient - 1)
 
 
-# Wang et al., Beyond Reverse KL, 2024, up to constants, chosen so that h(0) = 0: a policy that equals its reference
-# scores 0 under every divergence. In a difference of scores they cancel; where a loss averages over tokens they do not.
+def chi_squared(log_ratio: PerPair, coefficient: float) -> PerPair:
+    """chi-squared mixed with KL (chi-PO): h(r) = r + exp(r) - 1, that is the link phi(z) = z + log z of the ratio z.
+
+    The paper's algorithm also clips beta (phi(z_c) - phi(z_r)) to twice the largest reward, a bound that data do not
+    come with; here only the exponent is bounded, so that nothing overflows.
+
+    References:
+      Huang et al., Correcting the Mythos of KL-Regularization, 2024, arXiv 2407.13399, algorithm 1.
+    """
+    del coefficient
+    return log_ratio + expm1(log_ratio)
+
+
+# The first four: Wang et al., Beyond Reverse KL, 2024. All up to constants, chosen so that h(0) = 0: a policy that
+# equals its reference scores 0 under every divergence. In a difference of scores they cancel; where a loss averages
+# over tokens they do not.
 F_DIVERGENCES: dict[FDivergence, Callable[[PerPair, float], PerPair]] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
     "js_divergence": js_divergence,
     "alpha_divergence": alpha_divergence,
+    "chi_squared": chi_squared,
 }
 
 

@@ -55,7 +55,7 @@ def scores_of(logps: Any, reference: Any = REFERENCE, margin: Any = MARGINS, ext
         *padded(LENGTHS, 1),
         is_pair,
         jnp.asarray(LENGTHS[0].mean()),
-        padded(MARGINS),
+        padded(margin),
     )
 
 

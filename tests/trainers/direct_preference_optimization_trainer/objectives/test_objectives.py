@@ -37,7 +37,7 @@ from tests.trainers.direct_preference_optimization_trainer.objectives.closed_for
 )
 
 BETA, EPSILON, TAU = 0.3, 0.1, 0.5
-# Those with a file of their own have their formula in a test of their own.
+# Others, each in a file of its own, have their formula in a test of their own.
 NAMES = (
     *("sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
     *("aot", "aot_unpaired", "aot_pair", "apo_zero", "apo_down", "discopop", "sft"),
@@ -214,7 +214,9 @@ def test_an_option_either_changes_the_loss_or_is_refused(name, option, value):
     DPOConfig(**base | {option: value})
     own = {key: value for key, value in base.items() if key != "loss_type"}
     plain, changed = make_objective([name], own), make_objective([name], own | {option: value})
-    assert float(mean_loss(plain, jnp.asarray(LOGPS))) != pytest.approx(float(mean_loss(changed, jnp.asarray(LOGPS))))
+    # Rolled, so that some completions have become more likely than under the reference and some less.
+    logps = jnp.roll(jnp.asarray(LOGPS), 1, axis=1)
+    assert float(mean_loss(plain, logps)) != pytest.approx(float(mean_loss(changed, logps)))
 
 
 @pytest.mark.parametrize(
