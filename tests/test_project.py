@@ -193,15 +193,6 @@ def called_name(call: ast.Call) -> str:
 # `os._exit` ends a child without running its parent's exit handlers; `jax._src` holds what only a GPU would answer.
 # A named tuple's methods begin with a line to keep clear of its fields.
 NOT_OURS = {"_exit", "_src", "_asdict", "_replace"}
-# Private names that tests still read, by file. Take out what is mended; nothing may come in.
-KNOWN_PRIVATE: dict[str, set[str]] = {
-    "trainers/direct_preference_optimization_trainer/reference/test_cached_reference.py": {
-        "_callbacks", "_is_cached", "_reference", "_score", "_train_dataset",
-    },
-    "trainers/direct_preference_optimization_trainer/test_dpo_trainer.py": {"_callbacks"},
-    "trainers/direct_preference_optimization_trainer/test_memory.py": {"_callbacks"},
-    "trainers/test_runs.py": {"_callbacks", "_failure", "_notify", "_tell"},
-}  # fmt: skip
 
 
 def test_tests_read_no_private_attribute():
@@ -209,7 +200,7 @@ def test_tests_read_no_private_attribute():
     read = {
         str(path.relative_to(tests)): set(private_reads(path.read_text())) - NOT_OURS for path in tests.rglob("*.py")
     }
-    assert {name: names for name, names in read.items() if names} == KNOWN_PRIVATE
+    assert {name: names for name, names in read.items() if names} == {}
 
 
 @pytest.mark.parametrize(

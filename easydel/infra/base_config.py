@@ -119,10 +119,15 @@ class EasyDeLBaseConfig:
             raise ValueError(
                 f"num_attention_heads={heads} times head_dim={self.head_dim} is more than {LARGEST_WIDTH}."
             )
-        if len(self.layer_windows) != self.num_hidden_layers:
+        for name in ("layer_windows", "layer_rotary", "layer_kinds"):
+            if len(of_layers := getattr(self, name)) != self.num_hidden_layers:
+                raise ValueError(
+                    f"{name} has {len(of_layers)} entries, expected one for each of "
+                    f"num_hidden_layers={self.num_hidden_layers}."
+                )
+        if not set(self.layer_rotary) <= set(range(len(self.rotary_tables))):
             raise ValueError(
-                f"layer_windows has {len(self.layer_windows)} entries, expected one for each of "
-                f"num_hidden_layers={self.num_hidden_layers}."
+                f"layer_rotary={self.layer_rotary} names more than the {len(self.rotary_tables)} of rotary_tables."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The model as the options want it trained."""
+"""Take the model out of what was given, and give it the adapters that the options ask for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import jax
 import jax.numpy as jnp
 
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.base_state import EasyDeLState
 from easydel.layers.lora import split_trainable
 from easydel.trainers.training_arguments import TrainingArguments
 from easydel.weights.pretrained import TRAINABLE_TYPES
 
 
-def with_adapters(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:
+def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> EasyDeLBaseModule:
+    """The model itself, or that of a state.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
+        raise TypeError(
+            f"{name} is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
+            "AutoEasyDeLModelForCausalLM.from_pretrained."
+        )
+    return model.model if isinstance(model, EasyDeLState) else model
+
+
+def adapted_model(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:
     """The model with the adapters, and the quantised weights beside them, that the options ask for.
 
     Raises:

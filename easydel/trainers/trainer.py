@@ -1,11 +1,19 @@
-"""The training loop. It knows models, states and batches; what a batch means is a subclass's business."""
+"""The training loop. It knows models, states and batches; what a batch means is a subclass's business.
+
+Read on in this order:
+
+- `trainer_protocol`: what passes between the loop and its task, and the hooks that a task fills in.
+- `device_feed`: batches on their way to the devices.
+- `step`: one update, from a batch to a new state.
+- `run/training_log`: its numbers, fetched one line of the log late; `callbacks/`: who hears of them.
+- `run/record`: the run's folder, its checkpoints, and how a run is resumed.
+- `direct_preference_optimization_trainer/dpo_trainer`: the task.
+"""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-import itertools
 import logging
 import sys
 import time
@@ -21,22 +29,22 @@ from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.cache_folder import enable_compilation_cache
 from easydel.infra.device import peak_flops
-from easydel.infra.mesh import create_mesh, mesh_of, put_batch, tree_shardings
+from easydel.infra.mesh import create_mesh, mesh_of, tree_shardings
 from easydel.infra.state_files import WriteError
 from easydel.layers.lora import copy_trainable, join, split_trainable
 from easydel.paths import user_path
-from easydel.trainers.adapted_model import with_adapters
-from easydel.trainers.callbacks.callback import LogLine, TrainerCallback, Watcher
+from easydel.trainers.adapted_model import adapted_model, model_of
+from easydel.trainers.callbacks.callback import Callbacks, LogLine, TrainerCallback
 from easydel.trainers.callbacks.progress import ProgressReporter
 from easydel.trainers.callbacks.stopping import stopping_callbacks
 from easydel.trainers.callbacks.trackers import TRACKERS
-from easydel.trainers.log_window import LogWindow, TrainingLog, Update, read_log_notes
-from easydel.trainers.metrics import MeanMetrics
+from easydel.trainers.device_feed import on_device, with_positions
 from easydel.trainers.optimizers import make_optimizer, make_schedule
-from easydel.trainers.run.checkpoints import check_intact, damaged_notes
+from easydel.trainers.run.checkpoints import check_intact, damaged_metadata
 from easydel.trainers.run.identity import options_of_result
 from easydel.trainers.run.record import RunRecord
 from easydel.trainers.run.signals import StopSignals, interruption
+from easydel.trainers.run.training_log import LogWindow, MeanMetrics, TrainingLog, Update, read_log_metadata
 from easydel.trainers.step import CompiledTrainingStep, evaluation_step, training_step
 from easydel.trainers.trainer_protocol import (
     Batch,
@@ -46,6 +54,7 @@ from easydel.trainers.trainer_protocol import (
     EvaluationStep,
     Metrics,
     SelfCheckError,
+    TrainerConfigureDataloaderOutput,
     TrainerConfigureFunctionOutput,
     TrainerHooks,
     TrainerOutput,
@@ -56,39 +65,34 @@ from easydel.weights.fingerprint import model_digest
 
 logger = logging.getLogger("easydel")
 
-BATCHES_ON_DEVICE = 2
-
-
-def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> EasyDeLBaseModule:
-    """The model itself, or that of a state.
-
-    Raises:
-      TypeError: it is neither.
-    """
-    if not isinstance(model, (EasyDeLBaseModule, EasyDeLState)):
-        raise TypeError(
-            f"{name} is {type(model).__name__} {model!r:.80}, expected a model or a state; load one with "
-            "AutoEasyDeLModelForCausalLM.from_pretrained."
-        )
-    return model.model if isinstance(model, EasyDeLState) else model
-
 
 class Trainer(TrainerHooks):
     """Trains a model: batches in, updates, logs, evaluations out.
 
-    A subclass gives the batches (`configure_dataloaders`), the two steps (`make_steps`) and what the host can say of
-    a batch (`batch_statistics`). The caller's own model stays usable: the trainer works on a copy of what
-    it trains and only reads the rest.
+    A subclass fills in the hooks of `TrainerHooks`. Its `__init__` calls this one first, then sets what its hooks need,
+    and calls `set_up` last: no hook sees a half-built object. The caller's own model stays usable: the trainer works on
+    a copy of what it trains and only reads the rest.
 
     Args:
       arguments: options of the run.
       model: a model, or a state, whose model is taken; step, optimiser and schedule are the run's own.
       processing_class: tokenizer, saved beside the model.
       callbacks: listeners besides the trackers and the progress bar.
+
+    Attributes:
+      mesh: the devices, those of the model where it lies on a mesh already.
+      dataloaders, total_steps, state: batches, planned updates, and the state in training; there from `set_up` on.
+      log_history: every line of the log so far.
     """
 
     # Metric -> label of those shown in the progress bar.
-    progress_metrics: ClassVar[dict[str, str]] = {"loss": "loss"}
+    progress_metrics: ClassVar[Mapping[str, str]] = {"loss": "loss"}
+    # What the task calls its examples, in the names of metrics.
+    examples_name: ClassVar[str] = "examples"
+
+    dataloaders: TrainerConfigureDataloaderOutput
+    total_steps: int
+    state: EasyDeLState
 
     def __init__(
         self,
@@ -97,12 +101,31 @@ class Trainer(TrainerHooks):
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        model = model_of(model)
         enable_compilation_cache()
         self.arguments = arguments
         self.processing_class = processing_class
         self.log_history: list[LogLine] = []
-        self.mesh = mesh_of(model) or create_mesh()
+        self.mesh = mesh_of(model_of(model)) or create_mesh()
+        stopping = stopping_callbacks(
+            arguments.best_metric, arguments.early_stopping_patience, arguments.max_training_seconds
+        )
+        self._callbacks = Callbacks([*callbacks, *stopping])
+        self._record = RunRecord(arguments)
+        self._signals = StopSignals()
+        self._has_started = False
+        self._given_model: dict[str, Any] | None = None
+        self._stop_reason: str | None = None
+        self._functions: TrainerConfigureFunctionOutput | None = None
+
+    # Set-up.
+
+    def set_up(self, model: EasyDeLBaseModule | EasyDeLState) -> None:
+        """Make the loaders, plan the run, and make the state to train; the end of a subclass's `__init__`.
+
+        Raises:
+          ValueError: options of evaluation without an evaluation set, or a run whose length is unknown.
+        """
+        arguments = self.arguments
         self.dataloaders = self.configure_dataloaders()
         if arguments.do_eval and not self.dataloaders.evaluation:
             raise ValueError("do_eval=True, but there is no eval_dataset; give one or leave do_eval out.")
@@ -112,27 +135,17 @@ class Trainer(TrainerHooks):
             )
         self.total_steps = self._plan_steps()
         self._schedule = make_schedule(arguments, self.total_steps)
-        # Worked out before there are updates: behind one, the device would let the log wait until it is done.
+        # Evaluate the schedule up front: later it would queue behind a running update and block logging.
         self._learning_rates = np.asarray(jax.vmap(self._schedule)(jnp.arange(self.total_steps)))
-        self._callbacks = [
-            *callbacks,
-            *stopping_callbacks(
-                arguments.best_metric, arguments.early_stopping_patience, arguments.max_training_seconds
-            ),
-        ]
-        self._record = RunRecord(arguments)
-        self._signals = StopSignals()
-        self._has_started = False
-        self._given_model: dict[str, Any] | None = None
-        self._stop_reason: str | None = None
         self.state = self.configure_model(model)
-        self._functions: TrainerConfigureFunctionOutput | None = None
 
-    # Set-up.
+    def add_callback(self, callback: TrainerCallback) -> None:
+        """Let one more callback hear of the run, after those it has."""
+        self._callbacks.add(callback)
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
         """The state to train, on its mesh, trained parameters in buffers of their own."""
-        policy = with_adapters(model_of(model), self.arguments)
+        policy = adapted_model(model_of(model), self.arguments)
         # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
         policy = copy_trainable(policy.shard(self.mesh))
         state = EasyDeLState.create(policy, make_optimizer(self.arguments, self._schedule))
@@ -193,7 +206,7 @@ class Trainer(TrainerHooks):
     # Checkpoints.
 
     def checkpoint_arrays(self) -> dict[str, Any]:
-        """Every array that a run needs to go on, as pytrees by name; frozen parameters are not among them."""
+        """Every array that a run needs to resume, as pytrees by name; frozen parameters are not among them."""
         return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
@@ -231,51 +244,54 @@ class Trainer(TrainerHooks):
         return self._given_model
 
     def _open_run(self) -> tuple[list[Update], int] | None:
-        """Find the run's folder, and go on from a checkpoint where one is asked for: its part of a log line."""
+        """Find the run's folder, and resume where that is asked for: the updates that wait for their log line."""
         if self.arguments.save_directory is None:
             return None
         identity = self.run_identity()
         checkpoint = self._record.open(identity)
         if checkpoint is None:
             return None
-        arrays, notes = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
+        arrays, metadata = self._record.load(checkpoint, self.checkpoint_arrays(), identity)
         try:
-            pending = read_log_notes(notes["log"])
+            pending = read_log_metadata(metadata["log"])
         except ValueError as error:
-            raise damaged_notes(checkpoint, str(error)) from error
-        lines = self._record.go_on(checkpoint, notes)
+            raise damaged_metadata(checkpoint, str(error)) from error
+        lines = self._record.resume(checkpoint, metadata)
         self.restore_arrays(arrays)
         self.log_history[:] = lines
-        place = self._record.place
-        logger.warning("going on in %s from update %d of %d.", self.run_folder, place.step, self.total_steps)
+        progress = self._record.progress
+        logger.warning("resuming in %s from update %d of %d.", self.run_folder, progress.step, self.total_steps)
         return pending
 
     def _save(self, log: TrainingLog) -> None:
         with log.pause():
-            self._record.save(self.checkpoint_arrays(), log.notes())
-            self._notify("on_save", self._record.place.step, self._record.last_checkpoint)
+            self._record.save(self.checkpoint_arrays(), log.metadata())
+            self._callbacks.notify(self, "on_save", self._record.progress.step, self._record.last_checkpoint)
 
     def _save_last_good_state(self, log: TrainingLog) -> None:
         """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
         record = self._record
         if record.is_saved:
             return
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)) or int(self.state.step) != record.place.step:
+        if (
+            any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            or int(self.state.step) != record.progress.step
+        ):
             last = record.last_checkpoint
             logger.error("the state was lost with the update that failed; the last checkpoint is %s.", last)
             return
         try:
-            record.save(self.checkpoint_arrays(), log.notes())
+            record.save(self.checkpoint_arrays(), log.metadata())
             record.checkpoints.wait()
         except WriteError:
-            logger.error("the state after update %d is lost; the last checkpoint is before it.", record.place.step)
+            logger.error("the state after update %d is lost; the last checkpoint is before it.", record.progress.step)
         except Exception:
             # The exception that ended the run is the one to show.
-            logger.exception("the state after update %d could not be saved.", record.place.step)
+            logger.exception("the state after update %d could not be saved.", record.progress.step)
         else:
             logger.warning(
                 'the state after update %d is saved in %s; go on with resume_from_checkpoint="latest".',
-                record.place.step,
+                record.progress.step,
                 record.last_checkpoint,
             )
 
@@ -316,8 +332,8 @@ class Trainer(TrainerHooks):
                     pending = self._open_run()
                     self.prepare_run()
                 # The log's own file comes first: a line is in it whatever a listener does.
-                self._callbacks = self._run_callbacks() + self._callbacks
-                self._notify("on_train_begin")
+                self._callbacks.put_first(self._run_callbacks())
+                self._callbacks.notify(self, "on_train_begin")
                 if pending is not None:
                     log.restore(*pending)
                 self._run(log)
@@ -330,9 +346,8 @@ class Trainer(TrainerHooks):
             raise
         finally:
             self._signals = StopSignals()
-            with contextlib.ExitStack() as ends:  # all of them, whatever one of them raises
-                for callback in reversed(self._callbacks):
-                    ends.callback(self._tell, callback, "on_train_end")
+            with contextlib.ExitStack() as ends:  # both, whatever one of them raises
+                ends.callback(self._callbacks.end, self)
                 ends.callback(self._record.close, sys.exc_info()[1])
         last: dict[str, float] = {}
         for line in self.log_history:
@@ -357,7 +372,7 @@ class Trainer(TrainerHooks):
         return self._record.evaluations
 
     def _run(self, log: TrainingLog) -> None:
-        arguments, place = self.arguments, self._record.place
+        arguments, progress = self.arguments, self._record.progress
         with log.pause():
             # Now, where it may have to be measured, which happens once: beside an update it would come out too low.
             peak_flops(self.mesh)
@@ -365,14 +380,14 @@ class Trainer(TrainerHooks):
         for batch, device_batch, position in () if self._is_over() else self._training_batches():
             metrics, is_nonfinite = self._update(batch, device_batch, position)
             try:
-                self.state, metrics = self.on_step_end(self.state, metrics, place.step)
+                self.state, metrics = self.on_step_end(self.state, metrics, progress.step)
             finally:
-                log.add(place.step, metrics, is_nonfinite, self.batch_statistics(batch))
-            self._notify("on_step_end", place.step)
+                log.add(progress.step, metrics, is_nonfinite, self.batch_statistics(batch))
+            self._callbacks.notify(self, "on_step_end", progress.step)
             self._raise_if_interrupted()
             self._evaluate_if_due(log, is_last=self._is_over())
             # An evaluation may have stopped the run.
-            if arguments.save_steps is not None and (self._is_over() or place.step % arguments.save_steps == 0):
+            if arguments.save_steps is not None and (self._is_over() or progress.step % arguments.save_steps == 0):
                 self._save(log)
             if self._is_over():
                 break
@@ -381,11 +396,11 @@ class Trainer(TrainerHooks):
         if arguments.save_steps is not None and not self._record.is_saved:
             self._save(log)
         if self._stop_reason is not None:
-            logger.warning("stopped after update %d of %d: %s.", place.step, self.total_steps, self._stop_reason)
-        elif place.step < self.total_steps:
+            logger.warning("stopped after update %d of %d: %s.", progress.step, self.total_steps, self._stop_reason)
+        elif progress.step < self.total_steps:
             logger.warning(
                 "the data ended after %d of %d planned updates: rows were dropped, or a stream is shorter.",
-                place.step,
+                progress.step,
                 self.total_steps,
             )
 
@@ -393,66 +408,61 @@ class Trainer(TrainerHooks):
         """Between updates, and between the batches of anything long."""
         received = self._signals.received
         if received is not None:
-            raise interruption(received, f"{received.name} after update {self._record.place.step}")
+            raise interruption(received, f"{received.name} after update {self._record.progress.step}")
 
     def _is_over(self) -> bool:
-        return self._record.place.step == self.total_steps or self._stop_reason is not None
+        return self._record.progress.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
         """What is left of the run's batches, each with the data's position behind it."""
         assert self.dataloaders.train is not None
         batches = self._batches_from_here(self.dataloaders.train)
-        positions: collections.deque[dict[str, Any]] = collections.deque()
+        return with_positions(batches, self.total_steps - self._record.progress.step, self.on_device)
 
-        def remember_positions() -> Iterator[Batch]:
-            for batch in itertools.islice(batches, self.total_steps - self._record.place.step):
-                positions.append(batches.position())
-                yield batch
-
-        with contextlib.closing(batches):
-            for batch, device_batch in self._on_device(remember_positions()):
-                yield batch, device_batch, positions.popleft()
+    def on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
+        """Batches with their copies on the devices, sent ahead of their use; a signal ends the run between two."""
+        return on_device(batches, self.mesh, self._raise_if_interrupted)
 
     def _batches_from_here(self, train: BatchLoader) -> BatchIterator:
-        place = self._record.place
-        if place.data is None:
+        progress = self._record.progress
+        if progress.data is None:
             return train.iterate()
         try:
-            return train.iterate(place.data)
+            return train.iterate(progress.data)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"the data cannot go on from its place after update {place.step}, as {self._record.last_checkpoint} "
-                f"keeps it: {error}"
+                f"the data cannot resume from its position after update {progress.step}, as "
+                f"{self._record.last_checkpoint} keeps it: {error}"
             ) from error
 
     def _update(self, batch: Batch, device_batch: DeviceBatch, position: dict[str, Any]) -> tuple[Metrics, jax.Array]:
         """One update: its numbers, and whether it had to be skipped."""
-        place = self._record.place
-        state = self.on_step_start(self.state, place.step + 1)
+        progress = self._record.progress
+        state = self.on_step_start(self.state, progress.step + 1)
         with jax.set_mesh(self.mesh):
             prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
-        # At once: what is saved after an exception must be the state and the place of the same update.
-        place.step, place.data = place.step + 1, position
+        # At once: what is saved after an exception must be the state and the progress of the same update.
+        progress.step, progress.data = progress.step + 1, position
         is_nonfinite = metrics.pop("nonfinite")
-        if place.step == 1 and not is_nonfinite:
+        if progress.step == 1 and not is_nonfinite:
             self.check_first_step(device_batch, jax.device_get(metrics))
         return metrics, is_nonfinite
 
     def _evaluate_if_due(self, log: TrainingLog, is_last: bool = False) -> None:
-        place, every, best = self._record.place, self.arguments.evaluation_steps, self.arguments.best_metric
-        if not self.dataloaders.evaluation or self.arguments.do_eval is False or place.evaluated == place.step:
+        progress, every, best = self._record.progress, self.arguments.evaluation_steps, self.arguments.best_metric
+        if not self.dataloaders.evaluation or self.arguments.do_eval is False or progress.evaluated == progress.step:
             return
-        if place.step == 0 or is_last or (every is not None and place.step % every == 0):
+        if progress.step == 0 or is_last or (every is not None and progress.step % every == 0):
             with log.pause():
                 results = self.measure(self.dataloaders.evaluation)
                 if best is not None and best not in results:
                     known = ", ".join(sorted(results))
                     raise ValueError(f"best_metric={best!r} is not among the evaluation's metrics: {known}.")
-                self._record.evaluations[place.step] = results
-                place.evaluated = place.step
-                self._log({"step": place.step} | results)
-                self._notify("on_evaluate", results)
+                self._record.evaluations[progress.step] = results
+                progress.evaluated = progress.step
+                self._log({"step": progress.step} | results)
+                self._callbacks.notify(self, "on_evaluate", results)
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Evaluate on `dataset`, or on every set given at construction.
@@ -469,7 +479,7 @@ class Trainer(TrainerHooks):
             raise ValueError("evaluate() needs a dataset: give one here or as eval_dataset.")
         results = self.measure(sets)
         self._log({"step": int(self.state.step)} | results)
-        self._notify("on_evaluate", results)
+        self._callbacks.notify(self, "on_evaluate", results)
         return results
 
     def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
@@ -479,13 +489,13 @@ class Trainer(TrainerHooks):
         for name, loader in sets.items():
             means, started, examples = MeanMetrics(), time.perf_counter(), 0
             with jax.set_mesh(self.mesh), contextlib.closing(loader.iterate()) as batches:
-                for batch, device_batch in self._on_device(batches):
+                for batch, device_batch in self.on_device(batches):
                     statistics = self.batch_statistics(batch)
                     metrics = evaluation_step(self.state, self.prepare_batch(self.state, batch, device_batch))
                     means.add(metrics | statistics.means, statistics.examples)
                     examples += statistics.examples
             numbers = means.means() | loader.counters()
-            numbers["pairs_per_second"] = examples / (time.perf_counter() - started)
+            numbers[f"{self.examples_name}_per_second"] = examples / (time.perf_counter() - started)
             prefix = f"eval/{name}/" if name else "eval/"
             results |= {prefix + key: value for key, value in numbers.items()}
         return results
@@ -515,16 +525,6 @@ class Trainer(TrainerHooks):
             callbacks.append(ProgressReporter())
         return callbacks
 
-    def _on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
-        """Batches with their copies on the device, sent two ahead of their use."""
-        ahead: collections.deque[tuple[Batch, DeviceBatch]] = collections.deque()
-        for batch in batches:
-            self._raise_if_interrupted()
-            ahead.append((batch, put_batch(batch, self.mesh)))
-            if len(ahead) > BATCHES_ON_DEVICE:
-                yield ahead.popleft()
-        yield from ahead
-
     def _log_window(self, window: LogWindow) -> None:
         assert self.dataloaders.train is not None
         means, seconds = window.means() | self.dataloaders.train.counters(), window.seconds
@@ -533,7 +533,7 @@ class Trainer(TrainerHooks):
             "train/learning_rate": float(self._learning_rates[window.last_step - 1]),
             "train/num_tokens": tokens,
             "train/tokens_per_second": tokens / seconds,
-            "train/pairs_per_second": window.total(lambda statistics: statistics.examples) / seconds,
+            f"train/{self.examples_name}_per_second": window.total(lambda statistics: statistics.examples) / seconds,
             "train/mfu": window.total(lambda statistics: statistics.flops) / seconds / peak_flops(self.mesh),
         }
         if self.dataloaders.steps_per_epoch is not None:
@@ -543,18 +543,4 @@ class Trainer(TrainerHooks):
 
     def _log(self, line: LogLine) -> None:
         self.log_history.append(line)
-        self._notify("on_log", line)
-
-    def _notify(self, event: str, *arguments: Any) -> None:
-        for callback in list(self._callbacks):
-            self._tell(callback, event, *arguments)
-
-    def _tell(self, callback: TrainerCallback, event: str, *arguments: Any) -> None:
-        try:
-            getattr(callback, event)(self, *arguments)
-        except Exception as error:
-            if not isinstance(callback, Watcher):
-                raise
-            failure = f"{type(error).__name__}: {error}"
-            logger.warning("%s failed (%s) and is off; training goes on.", type(callback).__name__, failure)
-            self._callbacks.remove(callback)
+        self._callbacks.notify(self, "on_log", line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -238,6 +239,15 @@ def test_a_model_spread_over_devices_computes_the_same(model, dims):
     with jax.set_mesh(mesh):
         logits = jax.jit(lambda model: model(tokens))(model.shard(mesh))
     np.testing.assert_allclose(logits, jax.jit(lambda model: model(tokens))(model), atol=1e-5)
+
+
+def test_a_layer_whose_rotary_table_is_missing_is_refused(model):
+    class OneTable(type(model.config)):
+        rotary_tables = (None,)
+
+    fields = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
+    with pytest.raises(ValueError, match=r"layer_rotary=\(1, 0, 1, 0\) names more than the 1 of rotary_tables"):
+        OneTable(**fields)
 
 
 def test_a_second_class_of_a_model_type_is_refused():

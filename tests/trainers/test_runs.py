@@ -10,19 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from easydel.infra.state_files import MANIFEST, DamagedFolder, WriteError, damage_of
-from easydel.trainers.log_window import read_log_notes
 from easydel.trainers.run import checkpoints
 from easydel.trainers.run import folder as run_folder
-from easydel.trainers.run.checkpoints import NOTES, Checkpoints, check_intact, latest_checkpoint
+from easydel.trainers.run.checkpoints import METADATA, Checkpoints, check_intact, latest_checkpoint
 from easydel.trainers.run.metrics_log import LINES_IN_CHECKPOINT, JsonLinesTracker, json_line, restored_log
 from easydel.trainers.run.record import RunRecord
+from easydel.trainers.run.training_log import read_log_metadata
 from easydel.trainers.training_arguments import TrainingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +48,7 @@ def run_to(record: RunRecord, *steps: int) -> Path:
     """A run with checkpoints at these steps and a line for each update, ended."""
     assert record.open(IDENTITY) is None
     for step in range(1, max(steps) + 1):
-        record.place.step = step
+        record.progress.step = step
         record.log.on_log(None, {"step": step, "train/loss": 1 / step})
         if step in steps:
             record.save(ARRAYS, NO_UPDATES)
@@ -58,10 +57,10 @@ def run_to(record: RunRecord, *steps: int) -> Path:
     return folder
 
 
-def go_on(record: RunRecord) -> list[dict]:
+def resume(record: RunRecord) -> list[dict]:
     checkpoint = record.open(IDENTITY)
-    _, notes = record.load(checkpoint, ARRAYS, IDENTITY)
-    return record.go_on(checkpoint, notes)
+    _, metadata = record.load(checkpoint, ARRAYS, IDENTITY)
+    return record.resume(checkpoint, metadata)
 
 
 def flip_a_bit(file: Path) -> None:
@@ -86,25 +85,25 @@ def empty_it(checkpoint: Path) -> None:
     (checkpoint.parent / "9").mkdir()
 
 
-def damage_notes(checkpoint: Path) -> None:
-    flip_a_bit(checkpoint / NOTES)
+def damage_metadata(checkpoint: Path) -> None:
+    flip_a_bit(checkpoint / METADATA)
 
 
-@pytest.mark.parametrize("damage", [damage_arrays, damage_manifest, damage_notes, empty_it])
+@pytest.mark.parametrize("damage", [damage_arrays, damage_manifest, damage_metadata, empty_it])
 @pytest.mark.parametrize("named", ["latest", "run"])
 def test_a_damaged_latest_checkpoint_falls_back_to_the_newest_intact_one_and_says_so(record, damage, named, caplog):
     folder = run_to(record(), 1, 2, 3)
     damage(folder / "checkpoints" / "3")
     bad, good = ("9", "3") if damage is empty_it else ("3", "2")
     again = record(resume_from_checkpoint=named if named == "latest" else str(folder))
-    log = go_on(again)
-    assert again.folder == folder and again.place.step == int(good)
+    log = resume(again)
+    assert again.folder == folder and again.progress.step == int(good)
     assert [line["step"] for line in log] == list(range(1, int(good) + 1))
     (message,) = [entry.getMessage() for entry in caplog.records]
     assert f"checkpoints/{bad} is damaged (" in message and f"taking {folder}/checkpoints/{good}" in message
     # The number is free again, and what was damaged can still be looked at.
     assert (folder / "checkpoints" / f"{bad}.damaged").is_dir()
-    again.place.step = 3
+    again.progress.step = 3
     again.save(ARRAYS, NO_UPDATES)
     again.checkpoints.wait()
     assert damage_of(folder / "checkpoints" / "3") is None
@@ -134,7 +133,7 @@ def test_the_second_of_two_processes_is_refused_whether_or_not_there_is_a_checkp
     with pytest.raises(ValueError, match="another process is at work in .*/run;"):
         record(resume_from_checkpoint="latest").open(IDENTITY)
     for step in (1, 2):
-        first.place.step = step
+        first.progress.step = step
         first.save(ARRAYS, NO_UPDATES)
         first.checkpoints.wait()
         for named in ("latest", str(first.folder), str(first.folder / "checkpoints" / str(step))):
@@ -157,14 +156,14 @@ def test_the_lock_of_a_killed_process_is_free(record, tmp_path):
     folder = run_to(record(), 1)
     killed = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False)
     assert killed.returncode == -9
-    go_on(record(resume_from_checkpoint="latest"))
+    resume(record(resume_from_checkpoint="latest"))
 
 
 def test_a_run_of_another_name_is_not_taken_for_this_one(record, tmp_path):
     run_to(record(), 1)
     run_to(record(model_name="run-2"), 1)
     again = record(resume_from_checkpoint="latest")
-    go_on(again)
+    resume(again)
     assert again.folder == tmp_path / "run"
 
 
@@ -173,7 +172,7 @@ def test_a_run_folder_may_be_a_link_and_have_an_odd_name(record, tmp_path):
     elsewhere = folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(elsewhere)
     again = record(model_name="größe [1] 100%", resume_from_checkpoint="latest")
-    assert [line["step"] for line in go_on(again)] == [1]
+    assert [line["step"] for line in resume(again)] == [1]
     assert again.folder == folder
 
 
@@ -185,7 +184,7 @@ def test_a_run_that_is_refused_before_its_first_update_leaves_nothing(record, tm
     assert not (tmp_path / "new").exists() and refused.folder is None
     kept = record()
     kept.open(IDENTITY)
-    kept.place.step = 1
+    kept.progress.step = 1
     kept.log.on_log(None, {"step": 1})
     kept.close(ValueError("too many rows were dropped"))
     assert kept.folder.is_dir()
@@ -207,12 +206,12 @@ def test_a_model_name_that_is_no_name_of_a_folder_is_refused(name):
         TrainingArguments(model_name=name)
 
 
-def rewrite_notes(checkpoint: Path, **changes) -> None:
-    """Change the notes and make the manifest agree, as an attacker would."""
+def rewrite_metadata(checkpoint: Path, **changes) -> None:
+    """Change the metadata and make the manifest agree, as an attacker would."""
     from easydel.infra.state_files import folder_contents
 
-    notes = json.loads((checkpoint / NOTES).read_text()) | changes
-    (checkpoint / NOTES).write_text(json.dumps(notes))
+    metadata = json.loads((checkpoint / METADATA).read_text()) | changes
+    (checkpoint / METADATA).write_text(json.dumps(metadata))
     (checkpoint / MANIFEST).unlink()
     (checkpoint / MANIFEST).write_text(json.dumps({"files": folder_contents(checkpoint)}))
 
@@ -241,11 +240,11 @@ LINES = {"before": 0, "digest": "", "latest": []}
         {"lines": {}},
     ],
 )
-def test_notes_of_the_wrong_type_are_named(record, changes):
+def test_metadata_of_the_wrong_type_are_named(record, changes):
     folder = run_to(record(), 1)
-    rewrite_notes(folder / "checkpoints" / "1", **changes)
-    with pytest.raises(DamagedFolder, match=r"the notes of .*/1 are damaged \("):
-        go_on(record(resume_from_checkpoint=str(folder)))
+    rewrite_metadata(folder / "checkpoints" / "1", **changes)
+    with pytest.raises(DamagedFolder, match=r"the metadata of .*/1 is damaged \("):
+        resume(record(resume_from_checkpoint=str(folder)))
 
 
 UPDATE = {
@@ -257,7 +256,7 @@ UPDATE = {
 
 
 @pytest.mark.parametrize(
-    "notes",
+    "metadata",
     [
         {},
         {"updates": 3, "nonfinite_in_a_row": 0},
@@ -270,10 +269,10 @@ UPDATE = {
         ),
     ],
 )  # fmt: skip
-def test_notes_of_a_log_line_of_the_wrong_type_are_named(notes):
+def test_metadata_of_a_log_line_of_the_wrong_type_are_named(metadata):
     with pytest.raises(ValueError, match="^log"):
-        read_log_notes(notes)
-    assert len(read_log_notes({"updates": [UPDATE], "nonfinite_in_a_row": 0})[0]) == 1
+        read_log_metadata(metadata)
+    assert len(read_log_metadata({"updates": [UPDATE], "nonfinite_in_a_row": 0})[0]) == 1
 
 
 def lines(number: int) -> list[dict]:
@@ -297,7 +296,7 @@ def test_a_log_that_is_gone_or_damaged_comes_back_out_of_the_checkpoint(record, 
         else:
             (folder / "metrics.jsonl").write_text(damaged)
         again = record(resume_from_checkpoint="latest")
-        assert [line["step"] for line in go_on(again)] == [1, 2, 3]
+        assert [line["step"] for line in resume(again)] == [1, 2, 3]
         again.log.on_train_begin(None)
         again.close(None)
         assert (folder / "metrics.jsonl").read_text() == expected
@@ -307,25 +306,25 @@ def test_a_log_that_is_gone_or_damaged_comes_back_out_of_the_checkpoint(record, 
 def test_evaluations_asked_for_behind_a_checkpoint_stay_in_the_log(tmp_path):
     tracker = JsonLinesTracker(tmp_path, lines(3))
     tracker.on_train_begin(None)
-    notes = json.loads(json.dumps(tracker.notes()))
+    metadata = json.loads(json.dumps(tracker.metadata()))
     for line in ({"step": 2, "eval/loss": 0.5}, {"step": 2, "train/loss": 0.5}, {"step": 3, "eval/loss": 0.4}):
         tracker.on_log(None, line)
-    assert restored_log(tmp_path, 2, notes)[3:] == [{"step": 2, "eval/loss": 0.5}]
+    assert restored_log(tmp_path, 2, metadata)[3:] == [{"step": 2, "eval/loss": 0.5}]
 
 
 def test_of_a_long_log_the_checkpoint_keeps_the_end_and_says_what_else_is_missing(tmp_path, caplog):
     tracker = JsonLinesTracker(tmp_path, lines(LINES_IN_CHECKPOINT + 50))
     tracker.on_train_begin(None)
-    notes = json.loads(json.dumps(tracker.notes()))
+    metadata = json.loads(json.dumps(tracker.metadata()))
     last = LINES_IN_CHECKPOINT + 49
-    assert len(json.dumps(notes)) < 2**20
-    assert [line["step"] for line in restored_log(tmp_path, last, notes)] == list(range(last + 1))
+    assert len(json.dumps(metadata)) < 2**20
+    assert [line["step"] for line in restored_log(tmp_path, last, metadata)] == list(range(last + 1))
     assert caplog.text == ""
     text = tracker.path.read_text()
     for damaged, there in ((text.split("\n", 10)[-1], 40), (text.replace('"step": 7,', '"step": 8,', 1), 50)):
         tracker.path.write_text(damaged)
         caplog.clear()
-        assert len(restored_log(tmp_path, last, notes)) == LINES_IN_CHECKPOINT + there
+        assert len(restored_log(tmp_path, last, metadata)) == LINES_IN_CHECKPOINT + there
         assert f"was damaged: {there} of the 50 lines before update 50 are there" in caplog.text
 
 
@@ -361,7 +360,7 @@ def test_a_run_folder_that_is_removed_while_training_is_made_again(record):
     run.open(IDENTITY)
     run.log.on_train_begin(None)
     for step in (1, 2):
-        run.place.step = step
+        run.progress.step = step
         run.log.on_log(None, {"step": step})
         run.save(ARRAYS, NO_UPDATES)
         run.checkpoints.wait()
@@ -379,7 +378,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried(r
         raise WriteError("3 (4.0 MB) could not be written: No space left on device (0.0 MB free)")
 
     for step in (1, 2, 3):
-        run.place.step = step
+        run.progress.step = step
         with monkeypatch.context() as patch:
             if step != 2:
                 patch.setattr(checkpoints, "start_saving", full)
@@ -388,16 +387,16 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried(r
     with pytest.raises(WriteError, match="the last checkpoint, 3 .* The trained model is in trainer.model"):
         run.close(None)
     assert run.last_checkpoint == latest_checkpoint(run.folder) == run.folder / "checkpoints" / "2"
-    run.checkpoints._failure = None  # the fixture closes once more
+    run.checkpoints.failure = None  # the fixture closes once more
 
 
 def test_an_error_that_ended_the_run_is_not_hidden_by_a_checkpoint_that_failed(record, monkeypatch):
     run = record()
     run.open(IDENTITY)
-    run.place.step = 1
-    run.checkpoints._failure = WriteError("full")
+    run.progress.step = 1
+    run.checkpoints.failure = WriteError("full")
     run.close(ZeroDivisionError())
-    run.checkpoints._failure = None
+    run.checkpoints.failure = None
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
@@ -455,8 +454,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_an_intact_checkpoint(tmp_path):
 
 
 def test_a_tracker_that_fails_is_named_once_and_off(caplog):
-    from easydel.trainers.callbacks.callback import TrainerCallback, Watcher
-    from easydel.trainers.trainer import Trainer
+    from easydel.trainers.callbacks.callback import Callbacks, TrainerCallback, Watcher
 
     class Server(Watcher):
         def on_log(self, trainer, line):
@@ -466,14 +464,12 @@ def test_a_tracker_that_fails_is_named_once_and_off(caplog):
         def on_log(self, trainer, line):
             raise ZeroDivisionError
 
-    trainer = SimpleNamespace(_callbacks=[Server()])
-    trainer._tell = lambda *arguments: Trainer._tell(trainer, *arguments)
+    callbacks = Callbacks([Server()])
     for _ in range(2):
-        Trainer._notify(trainer, "on_log", {})
+        callbacks.notify(None, "on_log", {})
     assert caplog.text.count("Server failed (ConnectionError: the server is gone) and is off") == 1
-    trainer._callbacks = [Own()]
     with pytest.raises(ZeroDivisionError):
-        Trainer._notify(trainer, "on_log", {})
+        Callbacks([Own()]).notify(None, "on_log", {})
 
 
 def test_a_missing_or_broken_tracker_package_is_named_when_options_are_made(monkeypatch):
@@ -508,8 +504,8 @@ def test_a_checkpoint_that_lies_alone_under_a_name_of_its_own_begins_a_new_run(r
     folder = run_to(record(), 3)
     alone = shutil.copytree(folder / "checkpoints" / "3", tmp_path / "kept" / "checkpoints" / "best")
     resumed = record(resume_from_checkpoint=str(alone), model_name="next")
-    go_on(resumed)
-    assert resumed.place.step == 3
+    resume(resumed)
+    assert resumed.progress.step == 3
     assert resumed.folder == tmp_path / "next"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from easydel import LlamaForCausalLM
-from easydel.trainers.adapted_model import with_adapters
+from easydel.trainers.adapted_model import adapted_model
 from easydel.trainers.training_arguments import TrainingArguments
 from easydel.weights.pretrained import float_dtype
 
@@ -58,12 +58,12 @@ def test_float16_computes_but_is_not_trained_in():
     ids = jnp.arange(3, 20)[None]
     np.testing.assert_allclose(half(ids), single(ids), atol=0.02)
     with pytest.raises(ValueError, match="computes in float16, which is not trained in: load it with dtype=bfloat16"):
-        with_adapters(half, TrainingArguments())
+        adapted_model(half, TrainingArguments())
     kept = LlamaForCausalLM.from_pretrained(LLAMA, param_dtype="float16")
     with pytest.raises(ValueError, match="keeps parameters in float16, which are not trained: load it with param_"):
-        with_adapters(kept, TrainingArguments())
+        adapted_model(kept, TrainingArguments())
 
 
 def test_adapters_are_trained_beside_weights_of_any_type():
     kept = LlamaForCausalLM.from_pretrained(LLAMA, param_dtype="float16")
-    assert with_adapters(kept, TrainingArguments(lora_rank=2)).has_lora
+    assert adapted_model(kept, TrainingArguments(lora_rank=2)).has_lora

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
+
+logger = logging.getLogger("easydel")
 
 # A line of the log: its ``step`` and its ``train/…`` or ``eval/…`` numbers.
 LogLine = dict[str, Any]
@@ -83,3 +87,42 @@ class Watcher(TrainerCallback):
 
     The trackers and the progress bar are watchers; make your own tracker one, and its server may go away.
     """
+
+
+class Callbacks:
+    """The callbacks of a run, called in order.
+
+    A `Watcher` that fails is switched off, with one warning; what another callback raises reaches the caller.
+    """
+
+    def __init__(self, callbacks: Iterable[TrainerCallback] = ()):
+        self._callbacks = list(callbacks)
+
+    def add(self, callback: TrainerCallback) -> None:
+        """Call one more, after the others."""
+        self._callbacks.append(callback)
+
+    def put_first(self, callbacks: Iterable[TrainerCallback]) -> None:
+        """Call some more, before the others."""
+        self._callbacks = [*callbacks, *self._callbacks]
+
+    def notify(self, trainer: RunningTrainer, event: str, *arguments: Any) -> None:
+        """Call the method `event` of every callback."""
+        for callback in list(self._callbacks):
+            self._tell(callback, trainer, event, *arguments)
+
+    def end(self, trainer: RunningTrainer) -> None:
+        """Call ``on_train_end`` of every callback, whatever one of them raises."""
+        with contextlib.ExitStack() as ends:
+            for callback in reversed(self._callbacks):
+                ends.callback(self._tell, callback, trainer, "on_train_end")
+
+    def _tell(self, callback: TrainerCallback, trainer: RunningTrainer, event: str, *arguments: Any) -> None:
+        try:
+            getattr(callback, event)(trainer, *arguments)
+        except Exception as error:
+            if not isinstance(callback, Watcher):
+                raise
+            failure = f"{type(error).__name__}: {error}"
+            logger.warning("%s failed (%s) and is off; training goes on.", type(callback).__name__, failure)
+            self._callbacks.remove(callback)

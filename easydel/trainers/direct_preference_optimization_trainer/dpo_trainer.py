@@ -35,6 +35,7 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import put_batch
 from easydel.layers.lora import join
 from easydel.ops.mesh_axes import data_parallel_size
+from easydel.trainers.adapted_model import model_of
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
 from easydel.trainers.direct_preference_optimization_trainer.inputs import (
@@ -48,14 +49,18 @@ from easydel.trainers.direct_preference_optimization_trainer.preference_loss imp
     PreferenceLoss,
     check_margin_at_start,
 )
-from easydel.trainers.direct_preference_optimization_trainer.reference.precompute import data_of_run, precompute
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import mix, reference_for, split_moving
-from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
+from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import (
+    ReferenceScorer,
+    ReferenceStatistics,
+    data_of_run,
+    precompute,
+)
 from easydel.trainers.direct_preference_optimization_trainer.sample_answers import SampleAnswers
 from easydel.trainers.direct_preference_optimization_trainer.scoring import ScoringOptions
 from easydel.trainers.direct_preference_optimization_trainer.statistics import describe_batch
 from easydel.trainers.direct_preference_optimization_trainer.template_time import TEMPLATE_TIME, time_of_run
-from easydel.trainers.trainer import Trainer, model_of
+from easydel.trainers.trainer import Trainer
 from easydel.trainers.trainer_protocol import (
     BatchLoader,
     BatchStatistics,
@@ -109,7 +114,8 @@ class DPOTrainer(Trainer):
     """
 
     arguments: DPOConfig
-    progress_metrics: ClassVar[dict[str, str]] = {
+    examples_name: ClassVar[str] = "pairs"
+    progress_metrics: ClassVar[Mapping[str, str]] = {
         "loss": "loss",
         "rewards/margins": "margin",
         "rewards/accuracies": "accuracy",
@@ -139,21 +145,20 @@ class DPOTrainer(Trainer):
             arguments.check_reference("reference_model has")
             model_of(reference_model, "reference_model")
         policy = model_of(model)
+        super().__init__(arguments, policy, processing_class, callbacks)
         self._vocab_size = policy.config.vocab_size
         self._tokenizer = tokenizer_of(processing_class)
         self.padding_value = padding_value_of(arguments, self._tokenizer, self._vocab_size)
-        self.processing_class = processing_class
-        self.arguments = arguments
         self.data_collator = data_collator
         self._train_dataset = train_dataset
-        self._unread_columns: set[str] = set()  # named already
         self._eval_dataset = eval_dataset
+        self._unread_columns: set[str] = set()  # named already
         self._has_weightless_batch = False
         self._shows_time = shows_time(self._tokenizer, arguments.chat_template_kwargs)
         self._now = now or datetime.datetime.now()
         if self._shows_time:
             self._now = time_of_run(arguments, self._now)
-        super().__init__(arguments, policy, processing_class, callbacks)
+        self.set_up(policy)
         if arguments.sync_ref_model and self.model.is_quantized:
             raise ValueError(
                 "sync_ref_model=True moves the reference's weights, but the model is quantised; pass a model that is "
@@ -161,7 +166,7 @@ class DPOTrainer(Trainer):
             )
         warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
-            self._callbacks.append(self._sample_answers())
+            self.add_callback(self._sample_answers())
         self._reference = ReferenceScorer(
             reference_for(policy, reference_model, self.mesh, self.model) if arguments.keeps_reference else None,
             self.mesh,
@@ -177,6 +182,11 @@ class DPOTrainer(Trainer):
     @reference_state.setter
     def reference_state(self, state: EasyDeLState) -> None:
         self._reference.state = state
+
+    @property
+    def reference_statistics(self) -> ReferenceStatistics:
+        """Where the reference is, and how often it was asked, looked up and run so far."""
+        return self._reference.statistics
 
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
         """Lazy loaders for the training and evaluation sets, with optional precomputed reference log-probs.
@@ -226,8 +236,10 @@ class DPOTrainer(Trainer):
 
     def train(self) -> TrainerOutput:
         """`Trainer.train`; at its end, says which rows were dropped and why."""
-        with self._reference.settled():
+        try:
             output = super().train()
+        finally:
+            self._reference.flush()
         for name, loader in {"train_dataset": self.dataloaders.train, **self.dataloaders.evaluation}.items():
             if isinstance(loader, PreferenceLoader) and loader.tally.dropped:
                 logger.warning("%s: %s", name or "eval_dataset", loader.tally.summary())
@@ -240,7 +252,7 @@ class DPOTrainer(Trainer):
             return
         sets = data_of_run(self.dataloaders, self.total_steps, do_eval=arguments.do_eval is not False)
         with jax.set_mesh(self.mesh):
-            precompute(self._reference, self.model, sets, self._on_device, show_progress=arguments.progress_bar)
+            precompute(self._reference, self.model, sets, self.on_device, show_progress=arguments.progress_bar)
 
     def run_identity(self) -> dict[str, Any]:
         """`Trainer.run_identity` with the training data and the reference."""
@@ -249,7 +261,7 @@ class DPOTrainer(Trainer):
             identity["train_dataset"] = self.dataloaders.train.identity()
         if self._shows_time:
             identity[TEMPLATE_TIME] = self._now.isoformat()
-        reference = None if self._reference.is_start else self.reference_state
+        reference = None if self._reference.is_initial_policy else self.reference_state
         identity["reference_model"] = None if reference is None else model_digest(reference.model)
         if self.arguments.lora_dropout:
             identity["micro_batch_tokens"] = self._micro_batch_tokens
@@ -258,7 +270,7 @@ class DPOTrainer(Trainer):
     def checkpoint_arrays(self) -> dict[str, Any]:
         """`Trainer.checkpoint_arrays` with the reference where it moves."""
         # A run killed right after this checkpoint must not score again, in other company, what it has trained on.
-        self._reference.store_pending()
+        self._reference.flush()
         arrays = super().checkpoint_arrays()
         if self.arguments.sync_ref_model:
             arrays["reference"] = split_moving(self._reference.model(self.model), self.model)[0]
@@ -273,8 +285,10 @@ class DPOTrainer(Trainer):
 
     def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
         """`Trainer.measure`; log-probs of the reference that are new are kept for the next time."""
-        with self._reference.settled():
+        try:
             return super().measure(sets)
+        finally:
+            self._reference.flush()
 
     def make_loss(self) -> PreferenceLoss:
         """The loss of this configuration's objective."""
@@ -362,11 +376,14 @@ class DPOTrainer(Trainer):
         if not self.arguments.reads_reference:
             raise ValueError(f"there is no reference: loss_type={self.arguments.loss_type!r} needs none.")
         batch = {key: np.asarray(value) for key, value in padded_batch.items()}
-        with self._reference.settled(), jax.set_mesh(self.mesh):
-            sides = self._reference(state.model, batch, put_batch(batch, self.mesh))
+        try:
+            with jax.set_mesh(self.mesh):
+                sides = self._reference(state.model, batch, put_batch(batch, self.mesh))
+        finally:
+            self._reference.flush()
         order = batch["pair_order"]
-        places = np.argsort(order[order >= 0])
-        chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][places]) for side in sides)
+        slots = np.argsort(order[order >= 0])
+        chosen, rejected = (jnp.asarray(np.asarray(side)[order >= 0][slots]) for side in sides)
         return chosen, rejected
 
     def create_grain_collect_function(
@@ -416,7 +433,7 @@ class DPOTrainer(Trainer):
         Raises:
           SelfCheckError: policy and reference are scored differently.
         """
-        if not self._reference.is_start or "ref_chosen_logps" in batch:
+        if not self._reference.is_initial_policy or "ref_chosen_logps" in batch:
             return
         check_margin_at_start(
             metrics, beta=self.arguments.beta, dtype=self.model.dtype, advice=self._reference.advice()

@@ -8,7 +8,7 @@ import logging
 
 from easydel.infra.state_files import DamagedFolder
 from easydel.paths import user_path
-from easydel.trainers.run.checkpoints import newest_checkpoints, read_notes
+from easydel.trainers.run.checkpoints import newest_checkpoints, read_metadata
 from easydel.trainers.run.folder import named_run, newest_run
 from easydel.trainers.training_arguments import TrainingArguments
 
@@ -43,5 +43,5 @@ def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
         # All checkpoints of a run have the same time, and the newest may be damaged.
         for checkpoint in [] if run is None else newest_checkpoints(run):
             with contextlib.suppress(DamagedFolder, KeyError, TypeError, ValueError):
-                return datetime.datetime.fromisoformat(read_notes(checkpoint)["identity"][TEMPLATE_TIME])
+                return datetime.datetime.fromisoformat(read_metadata(checkpoint)["identity"][TEMPLATE_TIME])
     return None

@@ -20,20 +20,23 @@ from easydel.infra.state_files import ARRAYS, UNFINISHED, DamagedFolder, WriteEr
 logger = logging.getLogger("easydel")
 
 FOLDER = "checkpoints"
-NOTES = "notes/metadata"
+METADATA = "notes/metadata"
 FIELDS = ("place", "log", "lines", "identity", "options", "evaluations")
 
 
 class Checkpoints:
     """The numbered checkpoints in ``<run folder>/checkpoints``.
 
-    A checkpoint is a pytree's arrays, at full precision, notes in JSON, and a manifest of both. `save` returns when
+    A checkpoint is a pytree's arrays, at full precision, metadata in JSON, and a manifest of both. `save` returns when
     the arrays have left the device; files are written and summed up while training goes on, under another name until
     they are complete. A write that fails is logged and leaves nothing behind; the next one is tried again.
 
     Args:
       keep: how many of the latest are kept; None keeps all.
       lower_is_better: which end of the ratings is the good one.
+
+    Attributes:
+      failure: why the latest write failed, or None; `wait` raises it.
     """
 
     def __init__(self, keep: int | None, lower_is_better: bool):
@@ -42,7 +45,7 @@ class Checkpoints:
         self._root: Path | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
-        self._failure: WriteError | None = None
+        self.failure: WriteError | None = None
 
     def open(self, run_folder: Path) -> None:
         """Write from now on into a run's folder; what a killed run left half-written there is removed."""
@@ -50,13 +53,13 @@ class Checkpoints:
         for leftover in self._root.glob(f"*{UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, step: int, tree: PyTree, notes: Mapping[str, Any], ratings: Mapping[int, float]) -> Path:
+    def save(self, step: int, tree: PyTree, metadata: Mapping[str, Any], ratings: Mapping[int, float]) -> Path:
         """Start to write checkpoint `step`; waits for the one before it, if that is still being written.
 
         Args:
           step: the checkpoint's number; one that exists already is left as it is.
           tree: arrays to keep.
-          notes: what else to keep, in JSON types.
+          metadata: what else to keep, in JSON types.
           ratings: what the checkpoints so far are worth, by step; besides the latest the best of them is kept.
 
         Returns:
@@ -68,7 +71,7 @@ class Checkpoints:
         if self.has(step):
             return folder
         with self._noting_failure():
-            finish = start_saving(folder, tree, {NOTES: json.dumps(dict(notes))})
+            finish = start_saving(folder, tree, {METADATA: json.dumps(dict(metadata))})
             self._writing = self._thread.submit(self._finish, finish, dict(ratings))
         return folder
 
@@ -94,8 +97,8 @@ class Checkpoints:
         """
         if self._writing is not None:
             self._writing.result()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def _finish(self, finish: Callable[[], None], ratings: Mapping[int, float]) -> None:
         with self._noting_failure():
@@ -104,11 +107,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        self._failure = None
+        self.failure = None
         try:
             yield
         except WriteError as error:
-            self._failure = error
+            self.failure = error
             logger.error("checkpoint %s. Training goes on, and the next checkpoint is tried again.", error)
 
     def _thin_out(self, ratings: Mapping[int, float]) -> None:
@@ -169,7 +172,7 @@ def check_intact(checkpoint: Path) -> None:
     raise DamagedFolder(f"{checkpoint} is damaged ({damage}); {advice}.")
 
 
-def put_aside_damaged(run_folder: Path, latest: Path) -> None:
+def rename_damaged(run_folder: Path, latest: Path) -> None:
     """Free the numbers behind the latest intact checkpoint: what is there is damaged, and gets another name."""
     for folder in newest_checkpoints(run_folder):
         if int(folder.name) > int(latest.name):
@@ -177,27 +180,27 @@ def put_aside_damaged(run_folder: Path, latest: Path) -> None:
             folder.rename(next(name for name in names if not name.exists()))
 
 
-def read_notes(checkpoint: Path) -> dict[str, Any]:
-    """The notes of a checkpoint.
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint.
 
     Raises:
-      DamagedFolder: the notes are damaged.
+      DamagedFolder: the metadata is damaged.
     """
     try:
-        notes = json.loads((checkpoint / NOTES).read_text(encoding="utf-8"))
+        metadata = json.loads((checkpoint / METADATA).read_text(encoding="utf-8"))
         for field in FIELDS:
-            if not isinstance(notes[field], dict):
+            if not isinstance(metadata[field], dict):
                 raise TypeError(f"{field} is no mapping")
     except KeyError as error:
-        raise damaged_notes(checkpoint, f"{error.args[0]} is missing") from error
+        raise damaged_metadata(checkpoint, f"{error.args[0]} is missing") from error
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise damaged_notes(checkpoint, str(error)) from error
-    return notes
+        raise damaged_metadata(checkpoint, str(error)) from error
+    return metadata
 
 
-def damaged_notes(checkpoint: Path, reason: str) -> DamagedFolder:
-    """The error for notes that cannot be what was written."""
-    return DamagedFolder(f"the notes of {checkpoint} are damaged ({reason}); take an earlier checkpoint.")
+def damaged_metadata(checkpoint: Path, reason: str) -> DamagedFolder:
+    """The error for metadata that cannot be what was written."""
+    return DamagedFolder(f"the metadata of {checkpoint} is damaged ({reason}); take an earlier checkpoint.")
 
 
 def _numbered(root: Path) -> Iterator[Path]:

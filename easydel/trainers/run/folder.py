@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from easydel.infra.state_files import DamagedFolder
 from easydel.paths import user_path
-from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_notes
+from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_metadata
 
 LOCK = ".lock"
 # Looking for a folder takes milliseconds.
@@ -114,7 +114,7 @@ def _name_in(checkpoints: list[Path]) -> str | None:
     """The model_name of the run that wrote these; None where none of them can be read."""
     for checkpoint in checkpoints:
         with contextlib.suppress(DamagedFolder):
-            name = read_notes(checkpoint)["options"].get("model_name")
+            name = read_metadata(checkpoint)["options"].get("model_name")
             if isinstance(name, str):
                 return name
     return None

@@ -23,7 +23,7 @@ def options_of_result(arguments: Any, *, with_layout: bool) -> dict[str, Any]:
 
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as it comes back from a checkpoint's notes: tuples are lists there, objects text."""
+    """An identity as it comes back from a checkpoint's metadata: tuples are lists there, objects text."""
     return json.loads(json.dumps(identity, default=str))
 
 

@@ -59,7 +59,7 @@ class JsonLinesTracker(Watcher):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The part of the log that a checkpoint keeps: the latest lines, and a digest of those before."""
         before = max(0, len(self._lines) - LINES_IN_CHECKPOINT)
         return {
@@ -103,13 +103,13 @@ class JsonLinesTracker(Watcher):
         self._is_failing = True
 
 
-def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> list[LogLine]:
+def restored_log(run_folder: Path, last_step: int, metadata: Mapping[str, Any]) -> list[LogLine]:
     """The log of a run up to a checkpoint: its latest lines as the checkpoint keeps them, others from the file.
 
     Raises:
-      ValueError: these are not the notes of `JsonLinesTracker`.
+      ValueError: this is not the metadata of `JsonLinesTracker`.
     """
-    before, latest = notes.get("before"), notes.get("latest")
+    before, latest = metadata.get("before"), metadata.get("latest")
     if type(before) is not int or not isinstance(latest, list) or not all(map(is_log_line, latest)):
         raise ValueError("lines")
     kept, end = {json_line(line) for line in latest}, before + len(latest)
@@ -118,7 +118,7 @@ def restored_log(run_folder: Path, last_step: int, notes: Mapping[str, Any]) -> 
     older = [line for line in new[:end] if line is not None][:before]
     # Evaluations that were asked for behind the checkpoint; its own updates are logged again.
     own = [line for line in new[end:] if line is not None and not any(name.startswith("train/") for name in line)]
-    if _digest(map(json_line, older)) != notes.get("digest"):
+    if _digest(map(json_line, older)) != metadata.get("digest"):
         logger.warning(
             "%s was damaged: %d of the %d lines before update %d are there. The lines from then on are complete.",
             run_folder / METRICS_FILE,

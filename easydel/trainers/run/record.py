@@ -20,11 +20,11 @@ from easydel.trainers.callbacks.stopping import lower_is_better
 from easydel.trainers.run.checkpoints import (
     Checkpoints,
     check_intact,
-    damaged_notes,
+    damaged_metadata,
     latest_checkpoint,
     newest_checkpoints,
-    put_aside_damaged,
-    read_notes,
+    read_metadata,
+    rename_damaged,
 )
 from easydel.trainers.run.folder import (
     LOCK,
@@ -45,7 +45,7 @@ logger = logging.getLogger("easydel")
 
 
 @dataclasses.dataclass
-class Place:
+class Progress:
     """How far a run has come.
 
     Attributes:
@@ -63,7 +63,7 @@ class RunRecord:
     """What is kept of a run, so that it can go on after an interruption.
 
     Attributes:
-      place: how far the run has come.
+      progress: how far the run has come.
       folder: the run's folder; None before `open`, and for a run that writes no files.
       log: what writes ``metrics.jsonl`` there.
       checkpoints: what writes them.
@@ -73,7 +73,7 @@ class RunRecord:
 
     def __init__(self, arguments: TrainingArguments):
         best = arguments.best_metric
-        self.place = Place()
+        self.progress = Progress()
         self.folder: Path | None = None
         self.log: JsonLinesTracker | None = None
         self.checkpoints = Checkpoints(arguments.save_total_limit, best is not None and lower_is_better(best))
@@ -87,7 +87,7 @@ class RunRecord:
         self._made: list[Path] = []
 
     def open(self, identity: Mapping[str, Any]) -> Path | None:
-        """Make the run's folder, or find the checkpoint that the run is to go on from: then `go_on` follows.
+        """Make the run's folder, or find the checkpoint that the run resumes from: then `resume` follows.
 
         No other process can work in the folder from here to `close`.
 
@@ -125,55 +125,55 @@ class RunRecord:
         return checkpoint
 
     def load(self, checkpoint: Path, like: Tree, identity: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-        """The arrays of an intact checkpoint, laid out as `like`, and its notes.
+        """The arrays of an intact checkpoint, laid out as `like`, and its metadata.
 
         Raises:
           ValueError: it is of another run, by what `identity` says of this one; names every difference.
         """
-        notes = read_notes(checkpoint)
-        refuse_other_run(checkpoint, notes["identity"], as_json(identity))
-        return read_arrays(checkpoint, like), notes
+        metadata = read_metadata(checkpoint)
+        refuse_other_run(checkpoint, metadata["identity"], as_json(identity))
+        return read_arrays(checkpoint, like), metadata
 
-    def go_on(self, checkpoint: Path, notes: Mapping[str, Any]) -> list[LogLine]:
-        """Take the place of a loaded checkpoint; returns the log so far.
+    def resume(self, checkpoint: Path, metadata: Mapping[str, Any]) -> list[LogLine]:
+        """Take over the progress of a loaded checkpoint; returns the log so far.
 
         Raises:
-          DamagedFolder: the notes are not those of a run.
+          DamagedFolder: the metadata is not that of a run.
         """
         try:
-            self.place = Place(**notes["place"])
-            check_options(self.place)
-            self.evaluations = {int(step): _numbers(numbers) for step, numbers in notes["evaluations"].items()}
-            log = restored_log(run_of(checkpoint), self.place.step, notes["lines"])
+            self.progress = Progress(**metadata["place"])
+            check_options(self.progress)
+            self.evaluations = {int(step): _numbers(numbers) for step, numbers in metadata["evaluations"].items()}
+            log = restored_log(run_of(checkpoint), self.progress.step, metadata["lines"])
         except (TypeError, ValueError) as error:
-            raise damaged_notes(checkpoint, str(error)) from error
+            raise damaged_metadata(checkpoint, str(error)) from error
         if self.folder is None:
             with self._alone_in(self._directory()) as directory:
                 self._make_folder(directory)
         else:
-            put_aside_damaged(self.folder, checkpoint)
+            rename_damaged(self.folder, checkpoint)
         assert self.folder is not None
         self.log = JsonLinesTracker(self.folder, log)
         self.last_checkpoint = checkpoint
         return log
 
-    def save(self, arrays: PyTree, log_notes: Mapping[str, Any]) -> None:
-        """Start to write a checkpoint of the place the run has come to; one that is there already stays as it is."""
+    def save(self, arrays: PyTree, log_metadata: Mapping[str, Any]) -> None:
+        """Start to write a checkpoint of how far the run has come; one that is there already stays as it is."""
         assert self.log is not None
-        notes = {
-            "place": dataclasses.asdict(self.place),
-            "log": log_notes,
-            "lines": self.log.notes(),
+        metadata = {
+            "place": dataclasses.asdict(self.progress),
+            "log": log_metadata,
+            "lines": self.log.metadata(),
             "identity": self._identity,
             "options": as_json(dataclasses.asdict(self._arguments)),
             "evaluations": {str(step): numbers for step, numbers in self.evaluations.items()},
         }
-        self.last_checkpoint = self.checkpoints.save(self.place.step, arrays, notes, self._ratings())
+        self.last_checkpoint = self.checkpoints.save(self.progress.step, arrays, metadata, self._ratings())
 
     @property
     def is_saved(self) -> bool:
-        """True where nothing can be lost: no files are wanted, or the latest checkpoint is of this place."""
-        return self.folder is None or self.place.step == 0 or self.checkpoints.has(self.place.step)
+        """True where nothing can be lost: no files are wanted, or the latest checkpoint is of this update."""
+        return self.folder is None or self.progress.step == 0 or self.checkpoints.has(self.progress.step)
 
     def close(self, error: BaseException | None) -> None:
         """Finish writing, find out what the best checkpoint is, and let other processes into the folder.
@@ -196,8 +196,8 @@ class RunRecord:
             if self.folder is not None:
                 self.last_checkpoint = next(iter(newest_checkpoints(self.folder)), self.last_checkpoint)
                 self.best_checkpoint = self.checkpoints.best(self._ratings())
-            is_refused = self.place.step == 0 and isinstance(error, (ValueError, OSError))
-            is_empty = self.place.step == 0 and not self.log
+            is_refused = self.progress.step == 0 and isinstance(error, (ValueError, OSError))
+            is_empty = self.progress.step == 0 and not self.log
             if error is not None and (is_refused or is_empty):
                 self._take_back()
             if self._lock is not None:

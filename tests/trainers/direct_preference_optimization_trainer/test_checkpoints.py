@@ -20,7 +20,7 @@ from filelock import FileLock
 from easydel import DPOConfig, DPOTrainer
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.callbacks.stopping import EarlyStopping
-from easydel.trainers.run.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_notes
+from easydel.trainers.run.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_metadata
 from easydel.trainers.run.identity import as_json
 
 ROOT = Path(__file__).parents[3]
@@ -354,7 +354,7 @@ def test_a_checkpoint_that_lost_a_file_is_read_whole_or_not_at_all(make):
 def test_the_options_of_a_run_can_be_read_back_from_its_checkpoint(make):
     trainer = make(save_steps=3, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], report_to=("tensorboard",))
     trainer.train()
-    options = read_notes(latest_checkpoint(trainer.run_folder))["options"]
+    options = read_metadata(latest_checkpoint(trainer.run_folder))["options"]
     assert options == as_json(dataclasses.asdict(trainer.arguments))
     assert as_json(dataclasses.asdict(DPOConfig(**options))) == options
 

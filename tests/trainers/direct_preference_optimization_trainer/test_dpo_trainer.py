@@ -436,7 +436,7 @@ def test_the_reference_follows_the_policy_by_exactly_the_mixup(make, tiny_model,
             policies.append(np.asarray(trainer.model.norm.weight))
 
     trainer = make(sync_ref_model=True, ref_model_mixup_alpha=alpha, ref_model_sync_steps=2, num_train_epochs=2)
-    trainer._callbacks.append(Keep())
+    trainer.add_callback(Keep())
     log = trainer.train().log_history
     expected = np.asarray(tiny_model.norm.weight)
     for policy in policies[1::2]:

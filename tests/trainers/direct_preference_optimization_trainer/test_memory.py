@@ -141,7 +141,7 @@ def test_with_cached_log_probs_there_is_no_second_set_of_weights():
         precompute_ref_log_probs=True,
     )
     count = Count()
-    trainer._callbacks.append(count)
+    trainer.add_callback(count)
     trainer.train()
     # The weights and two moments; neither the reference nor the model as it was given.
     assert count.found - before == 3

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from easydel import DPOConfig, DPOTrainer
-from easydel.trainers.run.checkpoints import FOLDER, NOTES, read_notes
+from easydel.trainers.run.checkpoints import FOLDER, METADATA, read_metadata
 from easydel.trainers.run.identity import as_json, refuse_other_run
 from tests.tiny import CHATML
 
@@ -59,8 +59,8 @@ def test_a_run_resumed_the_next_day_goes_on_with_its_own_day_and_says_so(make, t
     output = resumed.train()
     assert losses(output) == losses(whole)
     # The third day, from a checkpoint of the second, has still the first day.
-    notes = read_notes(output.last_checkpoint)
-    assert notes["identity"]["chat_template_time"] == "2025-03-01T23:59:30"
+    metadata = read_metadata(output.last_checkpoint)
+    assert metadata["identity"]["chat_template_time"] == "2025-03-01T23:59:30"
 
 
 def test_a_new_run_has_its_own_day_and_the_difference_is_named(make, tokenizer, caplog):
@@ -71,7 +71,7 @@ def test_a_new_run_has_its_own_day_and_the_difference_is_named(make, tokenizer, 
         ValueError, match="chat_template_time: the checkpoint has '2025-03-01T23:59:30', this run '2025-03"
     ):
         refuse_other_run(
-            output.last_checkpoint, read_notes(output.last_checkpoint)["identity"], as_json(new.run_identity())
+            output.last_checkpoint, read_metadata(output.last_checkpoint)["identity"], as_json(new.run_identity())
         )
     assert "date" not in caplog.text
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_checkpoint_is_told_by_train(make):
 @pytest.mark.parametrize("resume_from", ["latest", "run"])
 def test_the_day_is_known_where_the_latest_checkpoint_is_damaged(make, tokenizer, resume_from):
     output = make(SATURDAY).train()
-    (output.last_checkpoint / NOTES).write_text("[]")
+    (output.last_checkpoint / METADATA).write_text("[]")
     where = "latest" if resume_from == "latest" else str(output.run_folder)
     resumed = make(SUNDAY, resume_from_checkpoint=where)
     assert "01 03 2025" in first_prompt(resumed, tokenizer)

@@ -12,11 +12,14 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.cache_folder import cache_folder
@@ -56,8 +59,9 @@ class ReferenceCache:
     """The log-probs of one reference, by the key of the pair (`easydel.data.tree.PromptTree.key`).
 
     One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
-    returns. Threads and processes may share it: every call opens the file anew, at half a millisecond. Where the disk
-    is full, or the file cannot be reached, one warning says so, and what is scored from then on is kept in memory.
+    returns, or `flush` after `store_later`. Threads and processes may share it: every call opens the file anew, at
+    half a millisecond. Where the disk is full, or the file cannot be reached, one warning says so, and what is scored
+    from then on is kept in memory.
 
     Args:
       digest: of the reference; see `scorer_digest`.
@@ -68,14 +72,16 @@ class ReferenceCache:
         # Packed, by key: what could not be written.
         self._in_memory: dict[bytes, bytes] = {}
         self._off: set[str] = set()
+        self._later: tuple[Mapping[bytes, int], Float[ArrayLike, "*slots 2 2"]] | None = None
         self.path = _folder_for(self) / f"{digest}.sqlite3"
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Parts]:
-        """What is known of `keys`.
+        """What is known of `keys`; `flush` comes first.
 
         Raises:
           ReferenceCacheError: the file is damaged or of another kind.
         """
+        self.flush()
         keys = list(keys)
 
         def look_up(connection: sqlite3.Connection) -> dict[bytes, bytes]:
@@ -103,7 +109,32 @@ class ReferenceCache:
             for key, value in rows:
                 self._in_memory.setdefault(key, value)
 
+    def store_later(self, slots: Mapping[bytes, int], values: Float[ArrayLike, "*slots 2 2"]) -> None:
+        """Store at the next `flush`, so that nothing waits for values that are still on their way on the device.
+
+        Args:
+          slots: key -> which slot, counted through `values`, holds its log-probs.
+          values: chosen and rejected, each up to the shorter completion's length and beyond it, in nats.
+        """
+        self.flush()
+        self._later = slots, values
+
+    def flush(self) -> None:
+        """Store what `store_later` took.
+
+        Raises:
+          ReferenceCacheError: the file is damaged or of another kind.
+        """
+        if self._later is None:
+            return
+        (slots, on_device), self._later = self._later, None
+        values = np.asarray(on_device).reshape(-1, 4)
+        # What is not finite is a fault that somebody is about to mend, not a property of the pair.
+        is_finite = np.isfinite(values).all(axis=1)
+        self.store((key, tuple(values[slot].tolist())) for key, slot in slots.items() if is_finite[slot])
+
     def __len__(self) -> int:
+        """Pairs on disk, of this run and of earlier ones."""
         with self._open() as connection:
             return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
 

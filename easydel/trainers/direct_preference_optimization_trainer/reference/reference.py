@@ -1,4 +1,4 @@
-"""Hold the reference model: on the devices, as the policy with adapters off, or on disk."""
+"""Hold the reference model: live, shared with the policy, or offloaded to disk; let it follow the policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -23,70 +24,98 @@ logger = logging.getLogger("easydel")
 
 
 class Reference:
-    """The model that a policy is held near: on the devices, the policy with adapters off, or put aside on disk.
+    """The model that a policy is held near, in one of three states.
+
+    ``live``: frozen weights on the devices. ``shared``: the policy's own weights with adapters off. ``offloaded``:
+    weights on disk, which `model` restores and `release` lets go of again. `offload` leads from live to offloaded,
+    `replace` from any state to live.
 
     Args:
-      state: the frozen model; None is the policy with adapters off.
-      is_start: whether it is the policy's own start.
-
-    Attributes:
-      state: the frozen model; None where it is the policy with adapters off, and once it was put aside.
-      is_start: as given.
+      state: the frozen model; None shares the policy's weights.
+      is_initial_policy: whether it is the policy as it was before the first update.
     """
 
-    def __init__(self, state: EasyDeLState | None, is_start: bool):
-        self.state = state
-        self.is_start = is_start
-        self._folder: Path | None = None
-        self._skeleton: EasyDeLBaseModule | None = None
-        self._borrowed: EasyDeLBaseModule | None = None
+    def __init__(self, state: EasyDeLState | None, is_initial_policy: bool):
+        self.is_initial_policy = is_initial_policy
+        self._live = state
+        self._offloaded: OffloadedModel | None = None
 
     @property
-    def is_policy(self) -> bool:
-        """Whether it is the policy with adapters off."""
-        return self.state is None and self._folder is None
+    def status(self) -> Literal["live", "shared", "offloaded"]:
+        """The state it is in."""
+        if self._live is not None:
+            return "live"
+        return "shared" if self._offloaded is None else "offloaded"
+
+    @property
+    def state(self) -> EasyDeLState | None:
+        """The frozen model, where it is live."""
+        return self._live
 
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
-        """The weights to score with; those put aside stay in memory until `give_back`."""
-        if self.state is not None:
-            return self.state.model
-        if self._folder is None or self._skeleton is None:
-            return policy.without_lora()
-        if self._borrowed is None:
-            self._borrowed = load_arrays(self._folder, self._skeleton)
-        return self._borrowed
+        """The weights to score with; offloaded ones stay in memory until `release`."""
+        if self._live is not None:
+            return self._live.model
+        return policy.without_lora() if self._offloaded is None else self._offloaded.restore()
 
-    def give_back(self) -> None:
-        """Let go of weights that `model` read back from disk."""
-        self._borrowed = None
+    def replace(self, state: EasyDeLState) -> None:
+        """Hold the policy near another model from now on."""
+        self._live, self._offloaded = state, None
 
-    def put_aside(self) -> None:
-        """Write the weights to a private temporary folder, which goes with this object, and let go of them.
+    def offload(self) -> None:
+        """Write live weights to a private temporary folder and let go of them.
 
-        A reference that shares its weights with a policy with adapters stays: there is nothing to let go of.
+        A reference that shares its weights with a policy with adapters stays: there is nothing to let go of. Where the
+        weights cannot be written, one warning says so and they stay too.
         """
-        if self.state is None or self.state.model.has_lora:
+        if self._live is None or self._live.model.has_lora:
             return
-        parent = tempfile.mkdtemp(prefix="easydel-reference-")
-        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
-        self._folder = Path(parent) / "weights"
         try:
-            save_arrays(self._folder, self.state.model)
+            self._offloaded = OffloadedModel(self._live.model)
         except OSError as error:
-            self._folder = None
             logger.warning("the reference's weights stay in memory: %s.", error)
             return
-        self._skeleton = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state.model
-        )
-        arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.model)]
-        self.state = None
+        arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(self._live.model)]
+        self._live = None
         if held := sum(leaf.nbytes for array in arrays if (leaf := array()) is not None):
             logger.warning(
                 "the trainer no longer needs the reference's weights, but your program still holds them (%d MB): "
                 "remove your own variables for the model that was passed to the trainer.",
                 held // 1_000_000,
             )
+
+    def release(self) -> None:
+        """Let go of offloaded weights that `model` restored."""
+        if self._offloaded is not None:
+            self._offloaded.release()
+
+
+class OffloadedModel:
+    """A model's weights in a private temporary folder, which goes with this object.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+
+    def __init__(self, model: EasyDeLBaseModule):
+        parent = tempfile.mkdtemp(prefix="easydel-reference-")
+        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+        self._folder = Path(parent) / "weights"
+        save_arrays(self._folder, model)
+        self._skeleton = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), model
+        )
+        self._restored: EasyDeLBaseModule | None = None
+
+    def restore(self) -> EasyDeLBaseModule:
+        """The weights, read back on first use and laid out as they were."""
+        if self._restored is None:
+            self._restored = load_arrays(self._folder, self._skeleton)
+        return self._restored
+
+    def release(self) -> None:
+        """Let go of what was restored."""
+        self._restored = None
 
 
 def reference_for(
@@ -99,7 +128,7 @@ def reference_for(
 
     None and the policy's own object both mean the policy as it was given. Its buffers are used as they are: the
     trainer updates a copy, so they stay what they were. Nothing is read from disk and no optimiser state is kept.
-    Where only adapters are trained, the reference shares all else with the policy; where they are at their start,
+    Where only adapters are trained, the reference shares all else with the policy; where they still add nothing,
     there is nothing to keep at all: the reference is the policy with adapters off.
 
     Args:
@@ -112,13 +141,13 @@ def reference_for(
       ValueError: the reference has another vocabulary than the policy.
     """
     model = reference.model if isinstance(reference, EasyDeLState) else reference
-    is_start = model is None or model is policy
-    if is_start and trained.has_lora:
+    is_initial_policy = model is None or model is policy
+    if is_initial_policy and trained.has_lora:
         if adapters_are_at_start(trained):
-            return Reference(None, is_start=True)
+            return Reference(None, is_initial_policy=True)
         # Dropout acts on the policy alone, so that even its first step may differ from the reference.
         has_dropout = any(adapter.dropout > 0 for adapter in adapters(trained).values())
-        return Reference(EasyDeLState.create(copy_trainable(trained)), is_start=not has_dropout)
+        return Reference(EasyDeLState.create(copy_trainable(trained)), is_initial_policy=not has_dropout)
     model = policy if model is None else model
     if model.config.vocab_size != policy.config.vocab_size:
         raise ValueError(
@@ -127,7 +156,7 @@ def reference_for(
         )
     if mesh_of(model) != mesh:
         model = model.shard(mesh)
-    return Reference(EasyDeLState.create(model), is_start)
+    return Reference(EasyDeLState.create(model), is_initial_policy)
 
 
 def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:

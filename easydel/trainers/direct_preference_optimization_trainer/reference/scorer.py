@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from easydel.data.batching.packing import Batch
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import batch_sharding, put_batch
+from easydel.trainers.callbacks.progress import track
 from easydel.trainers.direct_preference_optimization_trainer.reference.cache import (
     Parts,
     ReferenceCache,
@@ -28,17 +33,32 @@ from easydel.trainers.direct_preference_optimization_trainer.scoring import (
     score_in_micro_batches,
     whole_completions,
 )
-from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch
+from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch, TrainerConfigureDataloaderOutput
+
+logger = logging.getLogger("easydel")
 
 LogProbs = tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]
 
 
-class Pending(NamedTuple):
-    """Values on their way to a cache: which slot, counted through the batch, holds those of which key."""
+@dataclasses.dataclass(frozen=True)
+class ReferenceStatistics:
+    """What a trainer has asked its reference for so far.
 
-    cache: ReferenceCache
-    slots: dict[bytes, int]
-    parts: Float[Array, "rows slots 2 2"]
+    Attributes:
+      status: where the reference's weights are (`Reference`); ``none`` where the run keeps no reference.
+      hits: pairs whose log-probs were in the cache.
+      misses: pairs that were run through the reference.
+      passes: batches that were run through the reference.
+      stored: pairs in the cache's file now, of this run and of earlier ones; 0 where nothing has been looked up.
+      cache_path: that file; None where nothing has been looked up.
+    """
+
+    status: Literal["live", "shared", "offloaded", "none"]
+    hits: int
+    misses: int
+    passes: int
+    stored: int
+    cache_path: Path | None
 
 
 class ReferenceScorer:
@@ -46,7 +66,7 @@ class ReferenceScorer:
 
     A pair's log-probs are those of the first time it was scored, in this run or an earlier one, so a run that was
     interrupted sees the numbers of one that was not. They are stored one batch late: by then they have been computed,
-    and the devices are busy with the update that needed them.
+    and the devices are busy with the update that needed them. `flush` stores the last ones.
 
     Args:
       reference: the model; None is a uniform one, whose log-probs count as 0, or none at all.
@@ -54,9 +74,6 @@ class ReferenceScorer:
       ld_alpha: weight of the tokens beyond the shorter completion's length.
       count_micro_batches: micro-batches a batch is scored in, by its rows and their length.
       is_cached: whether log-probs are looked up and kept; the reference must stand still then.
-
-    Attributes:
-      found, scored: pairs looked up in the cache and pairs run through the reference, so far.
     """
 
     def __init__(
@@ -68,14 +85,13 @@ class ReferenceScorer:
         count_micro_batches: CountMicroBatches,
         is_cached: bool,
     ):
-        self.found = self.scored = 0
         self._reference = reference
         self._mesh = mesh
         self._is_cached = is_cached
         self._cache: ReferenceCache | None = None
         self._base: list[Array] = []
-        self._pending: Pending | None = None
-        # Wherever the parts come from, they and what is made of them lie like the rest of the batch: else a start that
+        self._hits = self._misses = self._passes = 0
+        # Wherever the sums come from, they and what is made of them lie like the rest of the batch: else a run that
         # finds them would compile programs that the first one, which scored them, did not.
         on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         self._score = on_batch(
@@ -84,18 +100,35 @@ class ReferenceScorer:
         self._merge = on_batch(_merge)
         self._whole = on_batch(functools.partial(whole_completions, ld_alpha=ld_alpha))
 
-    def cache(self, policy: EasyDeLBaseModule) -> ReferenceCache:
-        """The cache of this reference; the first use works out the digest of its weights."""
-        assert self._reference is not None  # a uniform reference has nothing to keep
-        if self._reference.is_policy:
-            # Training leaves the arrays of a base alone, so another state's are other objects.
-            base = jax.tree.leaves(policy.without_lora())
-            if any(ours is not theirs for ours, theirs in zip(self._base, base)):
-                self._cache = None
-            self._base = base
-        if self._cache is None:
-            self._cache = ReferenceCache(scorer_digest(self.model(policy)))
-        return self._cache
+    @property
+    def statistics(self) -> ReferenceStatistics:
+        """Hits, misses and passes so far, and what the cache holds now; asks nothing of the devices."""
+        return ReferenceStatistics(
+            status="none" if self._reference is None else self._reference.status,
+            hits=self._hits,
+            misses=self._misses,
+            passes=self._passes,
+            stored=0 if self._cache is None else len(self._cache),
+            cache_path=None if self._cache is None else self._cache.path,
+        )
+
+    @property
+    def state(self) -> EasyDeLState | None:
+        """The reference, where it is live."""
+        return None if self._reference is None else self._reference.state
+
+    @state.setter
+    def state(self, state: EasyDeLState) -> None:
+        if self._reference is None:
+            raise ValueError("this run keeps no reference, so there is none to replace: its options need none.")
+        self.flush()
+        self._reference.replace(state)
+        self._cache = None
+
+    @property
+    def is_initial_policy(self) -> bool:
+        """Whether the reference is the policy as it was before the first update."""
+        return self._reference is not None and self._reference.is_initial_policy
 
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
         """The weights to score with.
@@ -107,27 +140,21 @@ class ReferenceScorer:
             raise ValueError("this run keeps no reference, so it has no weights: its options need none.")
         return self._reference.model(policy)
 
-    @property
-    def state(self) -> EasyDeLState | None:
-        """The reference, where it is on the devices."""
-        return None if self._reference is None else self._reference.state
-
-    @state.setter
-    def state(self, state: EasyDeLState) -> None:
-        if self._reference is None:
-            raise ValueError("this run keeps no reference, so there is none to replace: its options need none.")
-        self.store_pending()
-        self._reference.state, self._cache = state, None
-
-    @property
-    def is_start(self) -> bool:
-        """Whether the reference is the policy's own start."""
-        return self._reference is not None and self._reference.is_start
-
-    def put_aside(self) -> None:
-        """Let go of the reference's weights; they are read back from disk where a pair is not known."""
+    def offload(self) -> None:
+        """Let go of the reference's weights; they are restored from disk where a pair is not known."""
         if self._reference is not None:
-            self._reference.put_aside()
+            self._reference.offload()
+
+    def flush(self) -> None:
+        """Store what was scored last, and let go of weights that were restored from disk.
+
+        Raises:
+          ReferenceCacheError: the cache's file cannot be used.
+        """
+        if self._reference is not None:
+            self._reference.release()
+        if self._cache is not None:
+            self._cache.flush()
 
     def __call__(self, policy: EasyDeLBaseModule, batch: Batch, device_batch: DeviceBatch) -> LogProbs:
         """Summed log-probabilities of every slot's completions, in nats, float32.
@@ -144,72 +171,145 @@ class ReferenceScorer:
             zeros = jnp.zeros(batch["pair_mask"].shape, jnp.float32)
             return zeros, zeros
         if not self._is_cached or "pair_keys" not in batch:
-            self.scored += int(np.count_nonzero(batch["pair_mask"]))
-            return self._whole(self._score(self.model(policy), device_batch))
-        self.store_pending()
+            self._misses += int(np.count_nonzero(batch["pair_mask"]))
+            return self._whole(self.score(policy, device_batch))
         slots = _slots_by_key(batch)
-        cache = self.cache(policy)
+        cache = self._cache_of(policy)
         known = cache.find(slots)
-        self.found += sum(len(slots[key]) for key in known)
+        self._hits += sum(len(slots[key]) for key in known)
         looked_up = _lay_out(batch, slots, known)
         on_device = put_batch(looked_up, self._mesh)
         if len(known) == len(slots):
-            self._reference.give_back()
-            return self._whole(on_device["parts"])
-        scored = self._score(self.model(policy), device_batch)
-        new = {key: places[0] for key, places in slots.items() if key not in known}
-        self.scored += sum(len(slots[key]) for key in new)
-        self._pending = Pending(cache, new, scored)
+            self._reference.release()
+            return self._whole(on_device["split_logps"])
+        scored = self.score(policy, device_batch)
+        new = {key: same_pair[0] for key, same_pair in slots.items() if key not in known}
+        self._misses += sum(len(slots[key]) for key in new)
+        cache.store_later(new, scored)
         return self._whole(self._merge(scored, **on_device))
+
+    def score(self, policy: EasyDeLBaseModule, device_batch: DeviceBatch) -> Float[Array, "rows slots 2 2"]:
+        """Run a batch through the reference, whatever is known; `PairLogps.split_logps` of every slot."""
+        self._passes += 1
+        return self._score(self.model(policy), device_batch)
 
     def advice(self) -> str:
         """What to do where log-probs turn out wrong: nothing to say, unless they were looked up."""
-        if not self.found or self._cache is None:
+        if not self._hits or self._cache is None:
             return ""
         return f" The reference's log-probs were read from {self._cache.path}; remove that file and run again."
 
-    @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """At the end, however it comes: store what is on its way, let go of weights read back from disk."""
-        try:
-            yield
-        finally:
-            self.store_pending()
-            if self._reference is not None:
-                self._reference.give_back()
+    def _cache_of(self, policy: EasyDeLBaseModule) -> ReferenceCache:
+        """The cache of this reference; the first use works out the digest of its weights."""
+        assert self._reference is not None  # a uniform reference has nothing to keep
+        if self._reference.status == "shared":
+            # LoRA never replaces base arrays, so a different array object means another model.
+            base = jax.tree.leaves(policy.without_lora())
+            if any(ours is not theirs for ours, theirs in zip(self._base, base)):
+                self.flush()
+                self._cache = None
+            self._base = base
+        if self._cache is None:
+            self._cache = ReferenceCache(scorer_digest(self.model(policy)))
+        return self._cache
 
-    def store_pending(self) -> None:
-        """Store what was scored last; the next call does so by itself."""
-        if self._pending is None:
-            return
-        (cache, slots, on_device), self._pending = self._pending, None
-        parts = np.asarray(on_device).reshape(-1, 4)
-        # What is not finite is a fault that somebody is about to mend, not a property of the pair.
-        finite = np.isfinite(parts).all(axis=1)
-        cache.store((key, tuple(parts[slot].tolist())) for key, slot in slots.items() if finite[slot])
+
+@dataclasses.dataclass(frozen=True)
+class DataToScore:
+    """A set to run through the reference.
+
+    Attributes:
+      name: what to call it.
+      batches: as they will be trained or evaluated on.
+      count: how many of them there are, or None.
+      may_be_ready: whether it may bring its own log-probs; nothing is to be done then.
+    """
+
+    name: str
+    batches: Iterable[Batch]
+    count: int | None = None
+    may_be_ready: bool = False
+
+
+def data_of_run(loaders: TrainerConfigureDataloaderOutput, total_steps: int, *, do_eval: bool) -> list[DataToScore]:
+    """One pass over what a run of `total_steps` updates trains on, in its order, and every evaluation set."""
+    assert loaders.train is not None
+    epoch = total_steps if loaders.steps_per_epoch is None else math.ceil(loaders.steps_per_epoch)
+    steps = min(total_steps, epoch)
+    sets = [DataToScore("train_dataset", itertools.islice(loaders.train.iterate(), steps), steps)]
+    if do_eval:
+        for name, loader in loaders.evaluation.items():
+            sets.append(DataToScore(name or "eval_dataset", loader.iterate(), may_be_ready=True))
+    return sets
+
+
+def precompute(
+    scorer: ReferenceScorer,
+    policy: EasyDeLBaseModule,
+    sets: Sequence[DataToScore],
+    on_device: Callable[[Iterable[Batch]], Iterator[tuple[Batch, DeviceBatch]]],
+    *,
+    show_progress: bool,
+) -> None:
+    """Fill the cache with every pair of some sets, then offload the reference's weights.
+
+    What is known already is not scored again: a fill that was interrupted resumes where it was.
+
+    Raises:
+      ValueError: the data brings log-probs of its own, or a collate function leaves open which pair is where.
+    """
+    try:
+        for data in sets:
+            label = f"reference log-probs of {data.name}"
+            batches = track(data.batches, label, data.count) if show_progress else data.batches
+            for batch, device_batch in on_device(batches):
+                if "ref_chosen_logps" in batch and data.may_be_ready:
+                    continue
+                _check_can_be_precomputed(batch)
+                scorer(policy, batch, device_batch)
+    finally:
+        scorer.flush()
+    found = scorer.statistics
+    logger.info(
+        "%d pairs were scored by the reference, %d were known, in %s.", found.misses, found.hits, found.cache_path
+    )
+    scorer.offload()
+
+
+def _check_can_be_precomputed(batch: Batch) -> None:
+    if "ref_chosen_logps" in batch:
+        raise ValueError(
+            "precompute_ref_log_probs=True has no effect: the data brings ref_chosen_logps and ref_rejected_logps; "
+            "drop the columns or set precompute_ref_log_probs=False."
+        )
+    if "pair_keys" not in batch:
+        raise ValueError(
+            'precompute_ref_log_probs=True needs to know which pair is where, but data_collator gives no "pair_keys"; '
+            "add it (easydel.data.batching.packing.pack does) or set precompute_ref_log_probs=False."
+        )
 
 
 def _slots_by_key(batch: Batch) -> dict[bytes, list[int]]:
-    """The places, counted through the batch, of every pair; a pair that comes twice has two."""
+    """The slots, counted through the batch, of every pair; a pair that comes twice has two."""
     slots: dict[bytes, list[int]] = {}
     keys = batch["pair_keys"].reshape(-1, batch["pair_keys"].shape[-1])
-    for place in np.flatnonzero(batch["pair_mask"]):
-        slots.setdefault(keys[place].tobytes(), []).append(int(place))
+    for slot in np.flatnonzero(batch["pair_mask"]):
+        slots.setdefault(keys[slot].tobytes(), []).append(int(slot))
     return slots
 
 
 def _lay_out(batch: Batch, slots: Mapping[bytes, list[int]], known: Mapping[bytes, Parts]) -> dict[str, np.ndarray]:
     """Known values where they belong, and where each slot finds a scored one."""
-    shape = batch["pair_mask"].shape
-    size = batch["pair_mask"].size
-    parts, is_known, first = np.zeros((size, 4), np.float32), np.zeros(size, np.bool_), np.arange(size, dtype=np.int32)
-    for key, places in slots.items():
+    shape, size = batch["pair_mask"].shape, batch["pair_mask"].size
+    split_logps, is_known = np.zeros((size, 4), np.float32), np.zeros(size, np.bool_)
+    first = np.arange(size, dtype=np.int32)
+    for key, same_pair in slots.items():
         # Of a pair that comes twice the first one counts for both, as it will when both are looked up.
-        first[places] = places[0]
+        first[same_pair] = same_pair[0]
         if key in known:
-            parts[places], is_known[places] = known[key], True
+            split_logps[same_pair], is_known[same_pair] = known[key], True
     return {
-        "parts": parts.reshape(*shape, 2, 2),
+        "split_logps": split_logps.reshape(*shape, 2, 2),
         "is_known": is_known.reshape(shape),
         "first": first.reshape(shape),
     }
@@ -217,8 +317,8 @@ def _lay_out(batch: Batch, slots: Mapping[bytes, list[int]], known: Mapping[byte
 
 def _merge(
     scored: Float[Array, "rows slots 2 2"],
-    parts: Float[Array, "rows slots 2 2"],
+    split_logps: Float[Array, "rows slots 2 2"],
     is_known: Bool[Array, "rows slots"],
     first: Int[Array, "rows slots"],
 ) -> Float[Array, "rows slots 2 2"]:
-    return jnp.where(is_known[..., None, None], parts, scored.reshape(-1, 2, 2)[first])
+    return jnp.where(is_known[..., None, None], split_logps, scored.reshape(-1, 2, 2)[first])

@@ -19,9 +19,12 @@ from datasets import Dataset
 import easydel
 from easydel import DPOConfig, DPOTrainer
 from easydel.data.batching.packing import PackingLayout, pack
+from easydel.data.tree import PreferencePair
 from easydel.infra.mesh import create_mesh
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.direct_preference_optimization_trainer.reference import scorer as reference_scorer
+from easydel.trainers.direct_preference_optimization_trainer.reference.cache import ReferenceCache
+from easydel.trainers.direct_preference_optimization_trainer.reference.scorer import ReferenceScorer
 from easydel.trainers.trainer_protocol import SelfCheckError
 from tests.tiny import tiny_config
 from tests.trainers.direct_preference_optimization_trainer.test_dpo_trainer import STREAMS
@@ -33,13 +36,15 @@ class Counted:
     """A trainer whose runs of the reference over a batch are counted."""
 
     def __init__(self, trainer: DPOTrainer):
-        self.trainer, self.passes, score = trainer, 0, trainer._reference._score
+        self.trainer = trainer
 
-        def counted(model, batch):
-            self.passes += 1
-            return score(model, batch)
+    @property
+    def passes(self) -> int:
+        return self.trainer.reference_statistics.passes
 
-        trainer._reference._score = counted
+    @property
+    def stored(self) -> int:
+        return self.trainer.reference_statistics.stored
 
     def losses(self) -> list[float]:
         return [line["train/loss"] for line in self.trainer.train().log_history if "train/loss" in line]
@@ -66,6 +71,16 @@ def live_embeddings() -> int:
     gc.collect()
     config = tiny_config()
     return sum(array.shape == (config.vocab_size, config.hidden_size) for array in jax.live_arrays())
+
+
+def with_keys(pairs: list[PreferencePair]) -> dict[str, np.ndarray]:
+    """A collate function that packs trees."""
+    return pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
+
+
+def without_keys(pairs: list[PreferencePair]) -> dict[str, np.ndarray]:
+    """The same, but its pairs can't be looked up."""
+    return {name: value for name, value in with_keys(pairs).items() if name != "pair_keys"}
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -100,10 +115,11 @@ def test_a_second_run_scores_nothing_and_has_the_same_trace(make, rows, tokenize
 def test_precomputed_log_probs_give_the_trace_of_a_reference_that_is_asked_every_time(
     make, rows, monkeypatch, tmp_path
 ):
-    cached = make(other_model(), precompute_ref_log_probs=True, evaluation=Dataset.from_list(rows[:5])).trainer.train()
+    evaluation = Dataset.from_list(rows[:5])
+    filled = make(other_model(), precompute_ref_log_probs=True, evaluation=evaluation, collator=with_keys)
+    cached = filled.trainer.train()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked = make(other_model(), evaluation=Dataset.from_list(rows[:5]))
-    asked.trainer._reference._is_cached = False
+    asked = make(other_model(), evaluation=evaluation, collator=without_keys)
     expected = asked.trainer.train()
     assert asked.passes == 3 + 2 * 2
     for line, wanted in zip(cached.log_history, expected.log_history, strict=True):
@@ -149,17 +165,17 @@ def test_every_related_change_computes_all_again(make, tiny_model, tokenizer, ro
 
 def test_a_fill_that_breaks_off_goes_on_where_it_was(make, monkeypatch):
     broken = make(precompute_ref_log_probs=True, total_batch_size=2)
-    score = broken.trainer._reference._score
+    score = ReferenceScorer.score
 
-    def break_off(model, batch):
+    def break_off(scorer, policy, batch):
         if broken.passes == 4:
             raise KeyboardInterrupt
-        return score(model, batch)
+        return score(scorer, policy, batch)
 
-    broken.trainer._reference._score = break_off
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ReferenceScorer, "score", break_off)
         broken.trainer.train()
-    assert len(broken.trainer._reference.cache(broken.trainer.model)) == 8
+    assert broken.stored == 8
     resumed = make(precompute_ref_log_probs=True, total_batch_size=2)
     resumed.losses()
     assert resumed.passes == 2
@@ -170,10 +186,10 @@ def test_a_checkpoint_leaves_nothing_on_its_way_that_a_kill_could_lose(make, tmp
 
     class Listener(easydel.TrainerCallback):
         def on_save(self, trainer, step, checkpoint):
-            kept.append(len(trainer._reference.cache(trainer.model)))
+            kept.append(trainer.reference_statistics.stored)
 
     trainer = make(other_model(), save_directory=str(tmp_path), save_steps=1).trainer
-    trainer._callbacks.append(Listener())
+    trainer.add_callback(Listener())
     trainer.train()
     assert kept == [4, 8, 12]
 
@@ -251,17 +267,16 @@ def test_a_pair_that_comes_twice_has_one_value_even_within_a_batch(make, rows):
     batch = trainer.create_grain_collect_function(512)([rows[0], rows[1], rows[0], rows[0]])
     chosen, _ = trainer.compute_reference_log_probs(trainer.state, batch)
     assert chosen[0] == chosen[2] == chosen[3] != chosen[1]
-    assert len(trainer._reference.cache(trainer.model)) == 2
+    assert trainer.reference_statistics.stored == 2
 
 
 def test_stale_values_cannot_pass_the_first_step(make):
     first = make()
     first.losses()
-    cache = first.trainer._reference.cache(first.trainer.model)
     with pytest.MonkeyPatch.context() as patch:
-        find = type(cache).find
+        find = ReferenceCache.find
         patch.setattr(
-            type(cache),
+            ReferenceCache,
             "find",
             lambda self, keys: {key: (parts[0] + 1.0, *parts[1:]) for key, parts in find(self, keys).items()},
         )
@@ -278,11 +293,11 @@ def test_a_moving_or_uniform_reference_is_never_kept(make, monkeypatch):
     assert make(reference_free=True).losses()
 
 
-def test_another_reference_state_is_another_reference(make):
+def test_another_reference_state_is_another_reference(make, rows):
     trainer = make(other_model())
     rows_seen = trainer.losses()
     trainer.trainer.reference_state = trainer.trainer.reference_state.replace(model=trainer.trainer.model)
-    results = trainer.trainer.evaluate(trainer.trainer._train_dataset)
+    results = trainer.trainer.evaluate(Dataset.from_list(rows))
     assert rows_seen and results["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -292,21 +307,17 @@ def test_log_probs_that_are_not_finite_are_not_kept(make, tiny_model):
     )
     run = make(spoilt, max_training_steps=1)
     run.trainer.train()
-    assert len(run.trainer._reference.cache(run.trainer.model)) == 0
+    assert run.stored == 0
 
 
 @pytest.mark.devices
 def test_a_collate_function_without_pair_keys_is_not_cached_and_cannot_be_precomputed(make):
-    def collator(pairs):
-        batch = pack(pairs, PackingLayout(padding_value=0, row_multiple=jax.device_count()))
-        return {name: value for name, value in batch.items() if name != "pair_keys"}
-
     for _ in range(2):
-        run = make(collator=collator)
+        run = make(collator=without_keys)
         assert run.losses()[0] == pytest.approx(math.log(2), abs=1e-6)
         assert run.passes == 3
     with pytest.raises(ValueError, match='data_collator gives no "pair_keys"'):
-        make(collator=collator, precompute_ref_log_probs=True).losses()
+        make(collator=without_keys, precompute_ref_log_probs=True).losses()
 
 
 def test_a_collate_function_that_reorders_pairs_mixes_up_no_log_probs(make):
@@ -354,6 +365,19 @@ def test_precomputing_what_the_data_brings_is_refused(make, rows):
     with pytest.raises(ValueError, match="precompute_ref_log_probs=True has no effect: the data brings"):
         make(train=ready, precompute_ref_log_probs=True).losses()
     assert make(evaluation=ready, precompute_ref_log_probs=True).losses()
+
+
+def test_the_statistics_say_where_the_reference_is_and_what_was_asked(make, rows):
+    run = make(other_model(), num_train_epochs=2, precompute_ref_log_probs=True)
+    fresh = run.trainer.reference_statistics
+    assert (fresh.status, fresh.hits, fresh.misses, fresh.passes, fresh.cache_path) == ("live", 0, 0, 0, None)
+    run.losses()
+    found = run.trainer.reference_statistics
+    # Each of twelve pairs is scored once, before training, and looked up in both epochs.
+    assert (found.status, found.hits, found.misses, found.stored) == ("offloaded", 24, 12, 12)
+    assert found.cache_path is not None and found.cache_path.exists()
+    assert make(lora_rank=2).trainer.reference_statistics.status == "shared"
+    assert make(reference_free=True).trainer.reference_statistics.status == "none"
 
 
 def test_the_fill_shows_how_far_it_is(make, capsys):

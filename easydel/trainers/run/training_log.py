@@ -1,4 +1,4 @@
-"""The updates between two lines of the log, read one line late so that nothing waits for the device."""
+"""Log lines: means over the updates between two of them, read one line late so that nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -6,17 +6,44 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from easydel.options import check_options
-from easydel.trainers.metrics import MeanMetrics
 from easydel.trainers.trainer_protocol import BatchStatistics, Metrics, NonFiniteError
 
 logger = logging.getLogger("easydel")
+
+
+class MeanMetrics:
+    """Collects per-batch means with the number of examples behind them; fetches from the device only at the end."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Mapping[str, Any]] = []
+        self._examples: list[int] = []
+
+    def add(self, metrics: Mapping[str, Any], examples: int) -> None:
+        """Take one batch's means; arrays may still be on their way on the device."""
+        self._metrics.append(metrics)
+        self._examples.append(examples)
+
+    def fetch(self) -> list[dict[str, np.ndarray]]:
+        """The batches' metrics on the host, in order; waits for the device."""
+        return jax.device_get([dict(metrics) for metrics in self._metrics])
+
+    def means(self) -> dict[str, Any]:
+        """Mean over all examples of every metric, in float64; arrays and lists of one shape element by element.
+
+        What has no mean (text, lists that change their length) keeps its latest value.
+        """
+        collected: dict[str, list[tuple[Any, int]]] = {}
+        for metrics, examples in zip(self.fetch(), self._examples):
+            for name, value in metrics.items():
+                collected.setdefault(name, []).append((value, examples))
+        return {name: _mean(values) for name, values in collected.items()}
 
 
 class Update(NamedTuple):
@@ -107,7 +134,7 @@ class TrainingLog:
         window, self._window = self._window, LogWindow()
         self._finish(window)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
         updates = [
             update._asdict()
@@ -120,7 +147,7 @@ class TrainingLog:
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
     def restore(self, updates: Iterable[Update], nonfinite_in_a_row: int) -> None:
-        """Go on from what `read_log_notes` found."""
+        """Resume from what `read_log_metadata` found."""
         self._nonfinite_in_a_row = nonfinite_in_a_row
         for update in updates:
             self._append(update)
@@ -149,13 +176,13 @@ class TrainingLog:
             raise error
 
 
-def read_log_notes(notes: Mapping[str, Any]) -> tuple[list[Update], int]:
-    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.notes`.
+def read_log_metadata(metadata: Mapping[str, Any]) -> tuple[list[Update], int]:
+    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.metadata`.
 
     Raises:
-      ValueError: these are no such notes; names the field.
+      ValueError: this is no such metadata; names the field.
     """
-    in_a_row, entries = notes.get("nonfinite_in_a_row"), notes.get("updates")
+    in_a_row, entries = metadata.get("nonfinite_in_a_row"), metadata.get("updates")
     if type(in_a_row) is not int or not isinstance(entries, list):
         raise ValueError("log")
     return [_read_update(entry) for entry in entries], in_a_row
@@ -177,3 +204,21 @@ def _read_update(entry: Any) -> Update:
 def _plain(value: Any) -> Any:
     """A value of a metric in JSON types."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _mean(values: Sequence[tuple[Any, int]]) -> Any:
+    latest = values[-1][0]
+    arrays = [array for value, _ in values if (array := _numbers(value)) is not None]
+    if len(arrays) < len(values) or len({array.shape for array in arrays}) > 1:
+        return latest.tolist() if isinstance(latest, np.ndarray) else latest
+    mean = np.asarray(np.average(np.stack(arrays), axis=0, weights=[examples for _, examples in values]))
+    return mean.item() if mean.size == 1 else mean.tolist()
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """The value in float64, or None where it is text, a ragged list or a truth value."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return None
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.number) else None
