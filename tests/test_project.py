@@ -193,8 +193,6 @@ def called_name(call: ast.Call) -> str:
 # `os._exit` ends a child without running its parent's exit handlers; `jax._src` holds what only a GPU would answer.
 # A named tuple's methods begin with a line to keep clear of its fields.
 NOT_OURS = {"_exit", "_src", "_asdict", "_replace"}
-# Private names that tests still read, by file. Take out what is mended; nothing may come in.
-KNOWN_PRIVATE: dict[str, set[str]] = {}
 
 
 def test_tests_read_no_private_attribute():
@@ -202,7 +200,7 @@ def test_tests_read_no_private_attribute():
     read = {
         str(path.relative_to(tests)): set(private_reads(path.read_text())) - NOT_OURS for path in tests.rglob("*.py")
     }
-    assert {name: names for name, names in read.items() if names} == KNOWN_PRIVATE
+    assert {name: names for name, names in read.items() if names} == {}
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ def linear_log_probs(
     soft_cap: float | None = None,
     logit_scale: float = 1.0,
 ) -> Float[Array, "rows tokens"]:
-    """Log-probability of one target token a place under the soft-max of `linear_logits`, in nats, float32.
+    """Log-probability of one target token per position under the soft-max of `linear_logits`, in nats, float32.
 
     .. math:: z_i = c \\tanh(s W h_i / c), \\qquad \\log p_i = z_{i,t_i} - \\log \\textstyle\\sum_v e^{z_{i,v}}
 
-    Places go through in chunks of whole columns, so peak memory is ``chunk_size * vocab`` instead of
+    Positions go through in chunks of whole columns, so peak memory is ``chunk_size * vocab`` instead of
     ``rows * tokens * vocab``; the backward pass rebuilds each chunk's logits. Products accumulate in float32 whatever
     the inputs' dtype: DPO compares sums over hundreds of tokens, and bf16 logits are off by 0.07 nats on a sum of 512.
 
@@ -37,12 +37,12 @@ def linear_log_probs(
       weight: output embedding (the language-model head).
       targets: token ids, ``0 <= id < vocab``.
       count: columns in use; those from here on cost nothing, give 0 and pass no gradient. None uses all.
-      chunk_size: about how many places' logits exist at the same time on each device.
+      chunk_size: about how many positions' logits exist at the same time on each device.
       soft_cap: ``c``, where the model caps its logits; None does not cap them.
       logit_scale: ``s``.
 
     Returns:
-      float32 log-probabilities, one a place.
+      float32 log-probabilities, one per position.
 
     Example:
       >>> h, w = jnp.eye(2)[None], jnp.eye(2)

@@ -57,7 +57,7 @@ def test_bfloat16_inputs_give_float32_sums_close_to_the_truth():
 
 
 def test_rounding_over_a_large_vocabulary_does_not_add_up():
-    # Summed one after the other, the many small exponentials of a place are lost to rounding, always downwards.
+    # Summed one after the other, the many small exponentials of a position are lost to rounding, always downwards.
     keys = jax.random.split(jax.random.key(1), 3)
     hidden = jax.random.normal(keys[0], (1, 64, HIDDEN))
     weight = jax.random.normal(keys[1], (49152, HIDDEN))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,6 @@ from easydel.data.faults import DataError
 from easydel.data.tree import KEY_BYTES, PreferencePair, PromptTree
 
 Batch = dict[str, np.ndarray]
-
-# One number per pair, each a column of the batch; 0 where a slot holds no pair.
-PAIR_NUMBERS: dict[str, Callable[[PreferencePair], float]] = {
-    "pair_weight": lambda pair: pair.weight,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,13 +242,12 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
         "pair_mask": order >= 0,
         "pair_index": column([pair.index for pair in pairs], np.int32, -1),
         "pair_order": order,
+        "pair_weight": column([pair.weight for pair in pairs], np.float32),
         "pair_truncated": column([tree.is_truncated for tree in trees], np.bool_),
         "pair_keys": np.frombuffer(b"".join(tree.key for tree in trees) + bytes(KEY_BYTES), np.uint8).reshape(
             -1, KEY_BYTES
         )[order],
     }
-    for name, number in PAIR_NUMBERS.items():
-        batch[name] = column([number(pair) for pair in pairs], np.float32)
     if all(pair.margin is not None for pair in pairs):
         batch["pair_margin"] = column([pair.margin for pair in pairs], np.float32)
     known = [pair.ref_chosen_logps is not None for pair in pairs]

@@ -80,6 +80,8 @@ def truncate_tree(
                 f'none of the {room} tokens that are left of "{field}" carries loss. Raise max_length or '
                 "max_completion_length, or lower max_prompt_length.",
             )
+    if len(prompt) == len(tree.prompt_ids) and all(room is None or len(branch.ids) <= room for branch in tree.branches):
+        return tree
     branches = tuple(
         replace(
             branch,

@@ -1,4 +1,4 @@
-"""Which blocks of the square of queries and keys anybody sees: for the backends that skip the others."""
+"""Find the blocks of the score square in which a query sees a key, for the backends that skip the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of the newest tokens of rows to a cache that holds the keys and values of all of them."""
+"""Attend from the newest tokens of rows to a cache of the keys and values of all their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over trees by cuDNN's flash attention on NVIDIA GPUs."""
+"""Attend over trees with cuDNN's flash attention on NVIDIA GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attention over trees is given beside queries, keys and values: where tokens belong, and how scores are made."""
+"""Say where tokens belong and how scores are made: what attention needs beside queries, keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over trees on TPU: flash kernels that make the mask from ids and skip blocks where nobody sees anybody."""
+"""Attend over trees on TPU with flash kernels that make the mask from ids and skip blocks without a visible pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over rows of trees: the one door, the table of its backends, and how they are split over a mesh."""
+"""Attend over rows of trees: the one function that models call, the table of its backends, their split over a mesh."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class AttentionCall(NamedTuple):
     """What a backend is chosen by.
 
     Attributes:
-      device: that the call will run on; None where several devices without a mesh in use leave it open how rows and
-        heads lie on them.
+      device: what the call will run on; None for several devices without a mesh in use, where nothing says how rows
+        and heads lie on them.
     """
 
     dtype: Any
@@ -104,7 +104,7 @@ def tree_attention(
       The attended values in q's dtype; the soft-max is in float32.
 
     Raises:
-      ValueError: there is no such backend, or it lacks what the call needs.
+      ValueError: there is no such backend, or the call does not give what it needs.
 
     References:
       Dao, FlashAttention-2, 2023. Gemma Team, Gemma 2, 2024 (soft-cap).
@@ -131,7 +131,7 @@ def choose_backend(call: AttentionCall, name: AttentionBackend | None = None) ->
     absent.
 
     Raises:
-      ValueError: there is no such backend, or it lacks what the call needs.
+      ValueError: there is no such backend, or the call does not give what it needs.
     """
     if name is None:
         return next(backend for backend in BACKENDS.values() if backend.supports(call))
@@ -155,7 +155,7 @@ def check_backend_name(name: str | None) -> None:
 
 
 def device_in_use() -> AbstractDevice | None:
-    """The kind of device that the mesh in use has, or the only one; None where several lie about without a mesh."""
+    """The kind of device of the mesh in use, or else of the only device; None for several devices without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.abstract_device is not None:
         return mesh.abstract_device

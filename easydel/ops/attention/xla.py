@@ -1,4 +1,4 @@
-"""Attention over trees in XLA's own operations, a tile of the score square at a time and only tiles that are seen."""
+"""Attend over trees in XLA's own operations, tile by tile of the score square, and only tiles with a visible pair."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class DPOConfig(TrainingArguments):
     @property
     def reads_reference(self) -> bool:
         """True where an objective compares the policy with a reference; otherwise there are no rewards either."""
-        return self.objective.needs_reference
+        return any(OBJECTIVES[name].needs_reference for name in self.loss_types)
 
     @property
     def keeps_reference(self) -> bool:
