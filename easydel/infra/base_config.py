@@ -15,7 +15,7 @@ LARGEST_WIDTH = 2**24
 ONE_KIND = "layer"
 SLIDING, FULL = "sliding_attention", "full_attention"
 
-# What every family reads from config.json. A family overrides what it reads otherwise.
+# The keys that every family reads from config.json; a family overrides those that it reads otherwise.
 DECODER_KEYS: dict[str, Key] = {
     "vocab_size": whole(1, LARGEST_INDEX),
     "hidden_size": whole(1, LARGEST_WIDTH),
@@ -31,7 +31,7 @@ DECODER_KEYS: dict[str, Key] = {
     "rope_theta": ROPE_THETA,
     "rope_scaling": mapping(),
     "rope_parameters": mapping(),
-    # Settings that this decoder computes in one way only.
+    # Settings with only one value that this decoder computes.
     "hidden_act": only("silu", "swish"),
     "partial_rotary_factor": only(1.0),
     "attention_dropout": only(0.0),
@@ -48,7 +48,7 @@ DECODER_KEYS: dict[str, Key] = {
     ),
 }
 
-# Fields of a config that config.json calls by the same name and holds as they are.
+# Fields of a config that config.json holds under the same name, unchanged.
 SAME_NAMES = (
     "vocab_size",
     "hidden_size",
@@ -69,12 +69,14 @@ SAME_NAMES = (
 class EasyDeLBaseConfig:
     """The shape of a decoder-only model, in the names of Hugging Face's ``config.json``; hashable, to be static data.
 
-    The properties are what the forward pass of all families reads beside the fields. A family that computes one of
-    them otherwise has a config class of its own: fields in the names of its ``config.json``, and these properties
-    overridden to say what the fields mean.
+    The forward pass of all families reads the fields and the properties. A family that computes a property otherwise
+    has a config class of its own, with fields in the names of its ``config.json``, and overrides the property.
 
     Attributes:
       layer_windows: sliding window of each layer in tokens, or None for full attention.
+      qkv_bias, attention_output_bias, mlp_bias: whether these projections have biases.
+      qk_norm: whether queries and keys are normalised.
+      initializer_range: standard deviation of random weights.
       hf_config: the whole original ``config.json``, as JSON text, for `save_pretrained`.
       kept_files: names and texts of the files that go with the weights, for `save_pretrained`.
       source: where the model was loaded from.
@@ -101,7 +103,7 @@ class EasyDeLBaseConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     initializer_range: float = 0.02
-    # Not compared: two models of one shape are alike whatever else their files say.
+    # Not compared: two models of one shape are equal whatever else their files say.
     hf_config: str = dataclasses.field(default="{}", compare=False)
     kept_files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False, repr=False)
     source: str | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -132,7 +134,7 @@ class EasyDeLBaseConfig:
 
     @property
     def rotary_tables(self) -> tuple[RotaryTable | None, ...]:
-        """The rotary tables that layers choose from; None turns nothing."""
+        """The rotary tables that layers choose from; None rotates nothing."""
         return (RotaryTable(self.rope_theta, self.rope_scaling),)
 
     @property
@@ -169,12 +171,12 @@ class EasyDeLBaseConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """What embeddings are multiplied by on their way in."""
+        """Factor of the embeddings."""
         return 1.0
 
     @property
     def logit_scale(self) -> float:
-        """What logits are multiplied by."""
+        """Factor of the logits, applied before the soft-cap."""
         return 1.0
 
     @property
@@ -194,13 +196,13 @@ def read_decoder_keys(raw: Mapping[str, Any], family: dict[str, Key]) -> dict[st
 def decoder_config(
     config_class: type[Config], raw: Mapping[str, Any], values: Mapping[str, Any], **family: Any
 ) -> Config:
-    """The config that checked `values` of ``config.json`` describe, plus what the `family` file says.
+    """The config that checked `values` of ``config.json`` describe, with the fields that a family sets.
 
     Args:
       config_class: `EasyDeLBaseConfig`, or a family's own.
       raw: the whole ``config.json``.
-      values: what `read_decoder_keys` gave.
-      **family: fields of the config that are not said by the keys of every family.
+      values: the result of `read_decoder_keys`.
+      **family: fields of the config that the keys of every family do not decide.
 
     Raises:
       ValueError: values that contradict one another; names them.
@@ -240,7 +242,7 @@ def decoder_config(
 def sliding_windows(
     layer_types: Sequence[str] | None, default: Sequence[str], window: int | None
 ) -> tuple[int | None, ...]:
-    """One window a layer from ``layer_types``, or from `default` where there are none.
+    """One window per layer from ``layer_types``, or from `default` where there are none.
 
     Raises:
       ValueError: there is not one type for every layer, or a layer slides and there is no window.
@@ -257,12 +259,12 @@ def sliding_windows(
 
 
 def window_key() -> Key:
-    """``sliding_window`` of a family that has one: absence means that of transformers, null means none."""
+    """``sliding_window`` of a family that has one: absence means 4096, as in transformers; null means no window."""
     return whole(1, LARGEST_INDEX, default=4096, null=None)
 
 
 def layer_types_key() -> Key:
-    """``layer_types`` of a family whose layers may slide."""
+    """``layer_types`` of a family whose layers may have sliding windows."""
     return Key(
         expected=f'a list of "{FULL}" and "{SLIDING}"',
         accepts=lambda value: isinstance(value, list) and all(kind in (FULL, SLIDING) for kind in value),

@@ -1,4 +1,4 @@
-"""Load, save, adapt and sample any language model: what is convenient above `LanguageModel`."""
+"""Load, save, adapt and sample any language model, by methods on top of `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class EasyDeLBaseModule(LanguageModel):
           files: the tensors and the config.
           dtype: compute dtype, float32, bfloat16 or float16 (which is not trained in); None is float32 on CPU and
             bfloat16 on accelerators.
-          param_dtype: dtype the parameters are kept in. Leave float32 for training: bfloat16 weights absorb
-            updates of DPO's size.
+          param_dtype: dtype the parameters are kept in. Keep float32 for training: updates of DPO's size are lost to
+            rounding in bfloat16 weights.
           sharding_axis_dims: sizes of the mesh axes ``("dp", "fsdp", "ep", "tp", "sp")``, one may be -1.
-          attention_backend: what computes attention over whole rows, "cudnn", "tpu" or "xla"; None chooses by device,
-            dtype and head size. Any of them gives the same numbers up to rounding.
+          attention_backend: backend of attention over whole rows, "cudnn", "tpu" or "xla"; None chooses by device,
+            dtype and head size. All give the same numbers up to rounding.
 
         Raises:
-          ValueError: the files do not hold a model of this family, or an option is none of the above.
+          ValueError: the files do not hold a model of this family, or an option has another value than these.
         """
         found = files.config.get("model_type")
         if found != cls.model_type:
@@ -106,16 +106,16 @@ class EasyDeLBaseModule(LanguageModel):
 
         Adapters are merged into the weights, and quantised weights are written in the dtype they were made from.
         ``config.json`` is the one that the model was loaded with, and ``generation_config.json`` and the license texts
-        of its folder are kept; other files (the model card, code) describe the original and are not. Where that folder
-        holds more than the language model (a vision tower), its other tensors are read from it again and kept.
+        of its folder are kept; other files (the model card, code) describe the original and are left out. Where that
+        folder holds more than the language model (a vision tower), its other tensors are read again and kept.
 
         Args:
-          folder: where; made if absent. The caller saves the tokenizer beside it.
+          folder: the folder to write to, made if absent. The caller saves the tokenizer beside the model.
           dtype: dtype of the tensors on disk; None keeps the parameters' own, so that nothing is rounded away.
           max_shard_size: largest file, e.g. "5GB".
 
         Raises:
-          ValueError: the config was changed to something that the family's ``config.json`` cannot say.
+          ValueError: the config was changed to something that the family's ``config.json`` cannot express.
         """
         own_dtype = None if dtype is None else float_dtype("dtype", dtype)
         tensors = tensors_to_save(self.merge_lora(), self.weight_map, own_dtype)
@@ -127,7 +127,7 @@ class EasyDeLBaseModule(LanguageModel):
         write_folder(folder, config, tensors, max_shard_size, self.config.kept_files)
 
     def _hugging_face_config(self) -> dict[str, Any]:
-        """The ``config.json`` that the model came with, where it still says what the model is, else one made anew."""
+        """The ``config.json`` that the model came with, where it still describes the model, else a new one."""
         original = json.loads(self.config.hf_config)
         if self._is_said_by(original):
             return original
@@ -157,7 +157,7 @@ class EasyDeLBaseModule(LanguageModel):
     def apply_lora_to_layers(
         self, rank: int, alpha: float | None = None, pattern: str | None = None, **options: Any
     ) -> Self:
-        """The same weights with fresh adapters on the layers that match; all options: `easydel.layers.lora.apply_lora`.
+        """The same weights with fresh adapters on the layers that match; see `easydel.layers.lora.apply_lora`.
 
         Example:
           >>> model.apply_lora_to_layers(rank=8, alpha=16, pattern="q_proj|v_proj").has_lora
@@ -216,19 +216,19 @@ class EasyDeLBaseModule(LanguageModel):
     def flops_per_token(self) -> int:
         """Floating-point operations of one token's forward pass through the layers' weights and adapters.
 
-        Two a weight (multiply, add). Attention scores (which depend on length) and the head (which only scored
-        tokens meet) are not part of it.
+        Each weight costs two (multiply, add). Attention scores, which depend on length, and the head, which only scored
+        tokens reach, are not counted.
         """
         return 2 * self._sizes_in_use()[0]
 
     @property
     def training_flops_per_token(self) -> int:
-        """The same for a training step: forward, the gradient of the input and, where it is trained, of the weight."""
+        """`flops_per_token` of a training step: forward, the gradient of the input, and that of trained weights."""
         everything, adapters = self._sizes_in_use()
         return 4 * everything + 2 * (adapters or everything)
 
     def _sizes_in_use(self) -> tuple[int, int]:
-        """Entries that one token meets: of all matrices of the layers, and of the adapters among them."""
+        """Matrix entries that one token is multiplied by: of all matrices of the layers, and of the adapters alone."""
         everything, adapters, share_in_use = 0.0, 0.0, self.share_in_use
         for path, linear in layer_linears(self).items():
             share = share_in_use(path)

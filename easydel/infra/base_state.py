@@ -1,4 +1,4 @@
-"""A model on its way through training."""
+"""Hold a model in training: step counter, parameters and optimiser state."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class EasyDeLState(eqx.Module, Generic[Model]):
     Attributes:
       step: updates made so far.
       model: the parameters.
-      opt_state: optimiser state of the trainable parameters (`easydel.layers.lora`), or None where nothing is
-        trained.
+      opt_state: optimiser state of the trainable parameters (`easydel.layers.lora.split_trainable`), or None where
+        nothing is trained.
       tx: the optimiser itself, static.
     """
 
@@ -51,7 +51,7 @@ class EasyDeLState(eqx.Module, Generic[Model]):
                     "them (lora_rank, or model.apply_lora_to_layers), or start from the model before quantize()."
                 )
             trainable, _ = split_trainable(model)
-            # By path: the moments of a parameter end in that parameter's name, so the same rules fit.
+            # The paths of a parameter's moments end in that parameter's path, so the same rules fit.
             shardings = None
             if mesh is not None:
                 shardings = tree_shardings(jax.eval_shape(tx.init, trainable), model.partition_rules, mesh)
@@ -64,9 +64,9 @@ class EasyDeLState(eqx.Module, Generic[Model]):
         """The state after one optimiser update.
 
         Args:
-          grads: gradients of the trainable part of the model, the first of `split_trainable`'s two.
-          grad_norm: their global norm where it is known; else an optimiser that clips works it out.
-          is_finite: False leaves all but the step counter as it was; None always updates.
+          grads: gradients of the trainable parameters, in the structure of the first tree of `split_trainable`.
+          grad_norm: their global norm where it is known; else an optimiser that clips computes it.
+          is_finite: False changes nothing but the step counter; None always updates.
 
         Raises:
           ValueError: the state has no optimiser.
@@ -83,12 +83,16 @@ class EasyDeLState(eqx.Module, Generic[Model]):
         if is_finite is None:
             trainable, opt_state = update(trainable, self.opt_state)
         else:
-            # A branch, not a choice of every number: that would read and write the whole state once more.
+            # lax.cond, not jnp.where on every leaf: where would read and write the whole state again.
             trainable, opt_state = jax.lax.cond(is_finite, update, lambda *same: same, trainable, self.opt_state)
         return self.replace(step=self.step + 1, model=join(trainable, frozen), opt_state=opt_state)
 
     def replace(self, **fields: Any) -> Self:
-        """A copy with some fields exchanged."""
+        """A copy with other values in some fields.
+
+        Raises:
+          TypeError: there is no such field.
+        """
         own: dict[str, Any] = {"step": self.step, "model": self.model, "opt_state": self.opt_state, "tx": self.tx}
         if unknown := fields.keys() - own.keys():
             raise TypeError(f"EasyDeLState has no {sorted(unknown)}; its fields are {list(own)}.")
@@ -100,11 +104,15 @@ class EasyDeLState(eqx.Module, Generic[Model]):
         return jax.tree.map(lambda leaf: leaf.sharding, self)
 
     def save_state(self, folder: str | Path) -> None:
-        """Write step, model and optimiser state, moments in their own dtype, into a new folder."""
+        """Write step, model and optimiser state into a new folder; see `easydel.infra.state_files.save_arrays`."""
         save_arrays(folder, self)
 
     def load_state(self, folder: str | Path) -> Self:
-        """The state saved in `folder`, laid out as this one; it must be of the same model and optimiser.
+        """The state saved in `folder`, laid out as this one; see `easydel.infra.state_files.load_arrays`.
+
+        Raises:
+          FileNotFoundError: there is no such folder.
+          ValueError: it is damaged, or of another model or optimiser.
 
         Example:
           ``state = EasyDeLState.create(model, tx).load_state("runs/dpo/state")``

@@ -1,4 +1,4 @@
-"""An allow-list of JSON keys: what each may hold, and which others are harmless."""
+"""Check JSON objects against an allow-list of keys: the values of each, and the other keys that are harmless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easydel.errors import listed, shown
 REQUIRED = object()
 LARGEST_INDEX = 2**31 - 1  # token ids and positions are int32
 
-# Keys of config.json by what they describe: no value of theirs changes the decoder's log-probs.
+# Keys of config.json, by what they describe, of which no value changes the decoder's log-probs.
 HARMLESS = {
     "the files and who wrote them": """
         architectures model_type torch_dtype dtype transformers_version name_or_path auto_map transformers.js_config
@@ -33,7 +33,7 @@ HARMLESS = {
     "classifiers": "finetuning_task id2label label2id num_labels problem_type task_specific_params",
 }
 HARMLESS_NAMES = frozenset(name for names in HARMLESS.values() for name in names.split())
-# What transformers keeps for itself (_name_or_path, …), what unsloth adds, and the ids of special tokens.
+# Private keys of transformers (_name_or_path, …), keys that unsloth adds, and the ids of special tokens.
 HARMLESS_PATTERN = re.compile(r"_.*|unsloth_.*|.*_token_ids?", re.DOTALL)
 
 
@@ -44,8 +44,8 @@ class Key:
     Attributes:
       expected: the values in words, for the error.
       accepts: tells whether a value is one of them.
-      default: what absence means; `REQUIRED` where a model must say it.
-      null: what null means; `REQUIRED` where it means nothing.
+      default: value of an absent key; `REQUIRED` where the key must be there.
+      null: value of null; `REQUIRED` where null is an error.
     """
 
     expected: str
@@ -67,14 +67,14 @@ def number(low: float, high: float, **options: Any) -> Key:
     """A finite number in a range, both ends included."""
     return Key(
         expected=f"a number from {low:g} to {high:g}",
-        # Compared before anything turns it into a float: JSON holds whole numbers of any size.
+        # Compare before anything converts to float: JSON holds whole numbers of any size.
         accepts=lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
         **options,
     )
 
 
 def switch(default: bool) -> Key:
-    """true or false."""
+    """A switch, true or false."""
     return Key(expected="true or false", accepts=lambda value: isinstance(value, bool), default=default)
 
 
@@ -89,7 +89,7 @@ def mapping() -> Key:
 
 
 def only(*values: Any) -> Key:
-    """A setting of which the decoder computes these values alone; absence and null mean the first."""
+    """A setting of which the decoder computes only these values; absence and null mean the first."""
     return Key(
         expected=f"{' or '.join(map(shown, values))}; this decoder computes nothing else",
         accepts=lambda value: any(
@@ -100,13 +100,13 @@ def only(*values: Any) -> Key:
     )
 
 
-def read_keys(raw: Mapping[str, Any], keys: Mapping[str, Key], place: str) -> dict[str, Any]:
+def read_keys(raw: Mapping[str, Any], keys: Mapping[str, Key], label: str) -> dict[str, Any]:
     """The values of `keys`, each of its type and range; a key that nobody reads must be harmless, null or empty.
 
     Args:
       raw: the JSON object.
       keys: the allow-list.
-      place: what the object is called in the error, e.g. "config.json".
+      label: name of the object for the error, e.g. "config.json".
 
     Raises:
       ValueError: lists every key that is missing, wrong, or not read though its value could change the computation.
@@ -129,7 +129,7 @@ def read_keys(raw: Mapping[str, Any], keys: Mapping[str, Key], place: str) -> di
         if name not in keys and not is_harmless(name) and not is_off(value)
     ]
     if problems:
-        raise ValueError(f"{place} cannot be used:\n  {listed(problems, most=3)}")
+        raise ValueError(f"{label} cannot be used:\n  {listed(problems, most=3)}")
     return values
 
 

@@ -1,4 +1,4 @@
-"""How fast the devices multiply matrices."""
+"""Look up or measure the rate at which devices multiply matrices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-# Dense peak of matrix products with 16-bit inputs and float32 sums, in FLOP/s a device (NVIDIA's sheets print twice
-# that, "with sparsity"). Names are whole words of a device kind; the first that fits counts.
+# Dense peak of matrix products with 16-bit inputs and float32 sums, in FLOP/s per device (NVIDIA's sheets print twice
+# that, "with sparsity"). Names are whole words of a device kind; the first that matches counts.
 DATA_SHEET = {
     "H100 PCIe": 756e12,  # NVIDIA H100 data sheet
     "H100 NVL": 835e12,
@@ -36,14 +36,14 @@ MEASURED_SIZE = 2048
 
 
 def peak_flops(mesh: Mesh) -> float:
-    """FLOP/s of all devices of a mesh: the data sheet's for a known accelerator, else a measured float32 product."""
+    """FLOP/s of all devices of a mesh: from the data sheet of a known accelerator, else from a measured product."""
     known = data_sheet_flops(mesh.devices.flat[0].device_kind)
-    # Virtual CPU devices share one processor, so a CPU is measured once however many devices it plays.
+    # Virtual CPU devices share one processor, so a CPU is measured once, however many devices it has.
     return known * mesh.size if known is not None else measured_flops()
 
 
 def data_sheet_flops(device_kind: str) -> float | None:
-    """A device's peak by its kind ("NVIDIA H100 80GB HBM3"), or None where it is not in the table."""
+    """Peak FLOP/s of one device by its kind ("NVIDIA H100 80GB HBM3"); None where it is not in `DATA_SHEET`."""
     return next((peak for name, peak in DATA_SHEET.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 

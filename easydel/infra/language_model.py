@@ -1,6 +1,6 @@
-"""Define what a language model is: config, dtype, weight map, sharding rules, one forward pass and one head.
+"""Define the abstract language model: config, dtype, weight map, sharding rules, one forward pass and one head.
 
-All that works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
+All code that works on models (adapters, quantised weights, files, generation, scoring) knows them by this class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from easydel.ops.attention.tree_attention import AttentionBackend, check_backend
 from easydel.ops.linear_log_probs import linear_log_collision, linear_log_probs, linear_logits
 from easydel.weights.weight_map import WeightMap
 
-# What layers give for losses beside the main one: name -> sum over the tokens they count.
+# Sums that layers return for losses beside the main one: name -> sum over all tokens but padding.
 AuxiliarySums = Mapping[str, Array]
 
 
@@ -31,7 +31,7 @@ class KeyValueCache(NamedTuple):
     Attributes:
       layers: for each kind of layer (`EasyDeLBaseConfig.layer_kinds`) its keys and its values,
         ``[layers, rows, slots, kv_heads, head_dim]``.
-      ids: where the tokens belong; segment 0 marks a slot that nobody sees.
+      ids: segment, branch and position of the token in each slot; segment 0 marks an empty slot, which no token sees.
       length: slots in use.
     """
 
@@ -41,13 +41,13 @@ class KeyValueCache(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
-      hidden: final normalised hidden states.
-      cache: the cache that came in with the new tokens added; None without one.
-      auxiliary: what the layers give for losses beside the main one, by name: sums over layers and over all tokens but
-        padding. Dense families give none.
+      hidden: final normalised hidden states, in the compute dtype.
+      cache: the given cache with the new tokens added; None without one.
+      auxiliary: sums for losses beside the main one, by name, over layers and all tokens but padding. Dense families
+        return none.
     """
 
     hidden: Float[Array, "rows length hidden"]
@@ -61,9 +61,12 @@ class LanguageModel(eqx.Module):
     Attributes:
       config: shape of the model, static.
       dtype: dtype that activations and products are computed in, static; parameters keep theirs.
-      attention_backend: key of `easydel.ops.attention.tree_attention.BACKENDS` that attention over whole rows runs on,
-        static; None chooses by device, dtype and head size. It changes speed and memory, not what the model computes,
-        so it is no part of `model_digest`.
+      attention_backend: key of `easydel.ops.attention.tree_attention.BACKENDS` for attention over whole rows, static;
+        None chooses by device, dtype and head size. It changes speed and memory, not what the model computes, so
+        `easydel.weights.fingerprint.model_digest` leaves it out.
+      model_type: the family's name in ``config.json``.
+      layer_prefix: start of the names of a layer's tensors, before its number, e.g. "model.layers.".
+      partition_rules: sharding of every parameter by its path.
 
     Raises:
       ValueError: there is no such backend.
@@ -83,15 +86,15 @@ class LanguageModel(eqx.Module):
     @classmethod
     @abc.abstractmethod
     def weight_map_for(cls, config: EasyDeLBaseConfig) -> WeightMap:
-        """How a model of this config corresponds to the tensors of its folder."""
+        """The correspondence of the arrays of a model of this config and the tensors of its folder."""
 
     @property
     def weight_map(self) -> WeightMap:
-        """How this model's arrays correspond to the tensors of its folder."""
+        """The correspondence of this model's arrays and the tensors of its folder."""
         return self.weight_map_for(self.config)
 
     def share_in_use(self, path: str) -> float:
-        """The share of a linear layer's weight that one token meets; less than 1 where experts share the work."""
+        """The share of a linear layer's weight that one token uses; below 1 in a mixture of experts."""
         return 1.0
 
     @classmethod
@@ -116,9 +119,7 @@ class LanguageModel(eqx.Module):
     @property
     @abc.abstractmethod
     def output_embedding(self) -> Float[Array, "vocab hidden"]:
-        """The head's weight, in the compute dtype: a token's logit before scale and soft-cap is its row times the
-        hidden state.
-        """
+        """The head's weight ``W``, in the compute dtype; logits before scale and soft-cap are ``W h``."""
 
     @abc.abstractmethod
     def hidden_states(
@@ -134,8 +135,11 @@ class LanguageModel(eqx.Module):
         Args:
           input_ids: the tokens.
           ids: segment, branch and position of each token.
-          cache: keys and values of the tokens before these, which these see as well; None where rows begin here.
-          remat: rebuild each layer in the backward pass instead of keeping its activations.
+          cache: keys and values of the earlier tokens, which the new tokens see as well; None where rows begin here.
+          remat: recompute each layer in the backward pass instead of keeping its activations.
+
+        Returns:
+          Hidden states, the cache with the new tokens, and auxiliary sums.
 
         Example:
           >>> from easydel.modules.llama import LlamaForCausalLM
@@ -169,7 +173,7 @@ class LanguageModel(eqx.Module):
         targets: Int[Array, "rows length"],
         count: int | Int[Array, ""] | None = None,
     ) -> Float[Array, "rows length"]:
-        """Log-probabilities of target tokens under the soft-max of `logits`, which never exist as a whole.
+        """Log-probabilities of target tokens under the softmax of `logits`, in nats, without holding all logits.
 
         Arguments and result are those of `easydel.ops.linear_log_probs.linear_log_probs`.
         """
@@ -186,7 +190,7 @@ class LanguageModel(eqx.Module):
     def log_collision(
         self, hidden: Float[Array, "rows length hidden"], count: int | Int[Array, ""] | None = None
     ) -> Float[Array, "rows length"]:
-        """Log-chance that two draws from the soft-max of `logits` agree; see `linear_log_collision`."""
+        """Log-probability that two draws from the softmax of `logits` agree, in nats; see `linear_log_collision`."""
         config = self.config
         return linear_log_collision(
             hidden, self.output_embedding, count, soft_cap=config.logit_soft_cap, logit_scale=config.logit_scale

@@ -1,4 +1,4 @@
-"""The device mesh and how arrays lie on it."""
+"""Make the device mesh, and lay out arrays on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxtyping import Array, PyTree
 
 from easydel.ops.mesh_axes import AXIS_NAMES, DATA_AXES
 
-# A rule table: the first pattern that is found in a parameter's path gives the partition of its last dimensions. What
-# leads them, such as the axis over stacked layers, is whole on every device.
+# A rule table: the first pattern that is found in a parameter's path gives the partition of its last dimensions.
+# Leading dimensions, such as the axis over stacked layers, are whole on every device.
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
@@ -65,7 +65,7 @@ def parameter_path(path: tuple[Any, ...]) -> str:
 
 
 def parameter_sharding(path: str, shape: Sequence[int], rules: PartitionRules, mesh: Mesh) -> NamedSharding:
-    """The sharding a rule table gives one parameter; an axis that does not divide its dimension is left out.
+    """The sharding that a rule table gives one parameter; an axis that does not divide its dimension is left out.
 
     Example:
       >>> mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
@@ -81,7 +81,7 @@ def parameter_sharding(path: str, shape: Sequence[int], rules: PartitionRules, m
 
 
 def tree_shardings(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
-    """A sharding for every array of a pytree, by its path; arrays and `ShapeDtypeStruct` both do."""
+    """A sharding for every array of a pytree, by its path; leaves may be arrays or `jax.ShapeDtypeStruct`."""
 
     def one(path, leaf):
         return parameter_sharding(parameter_path(path), leaf.shape, rules, mesh)
@@ -90,17 +90,22 @@ def tree_shardings(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """Send a batch to the devices with its rows split over the data axes; every device gets its own rows only."""
+    """Send a batch to the devices with its rows split over the data axes: each device gets its own rows alone."""
     return jax.device_put(dict(batch), batch_sharding(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over the data axes."""
+    """The sharding that splits the rows of a batch over the data axes."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXES))
 
 
 def constrain(x: Array, *axes: tuple[str, ...] | None) -> Array:
-    """Pin an intermediate's layout when a mesh is in use (`jax.set_mesh`) and divides it; else leave it be."""
+    """Constrain the layout of an intermediate array where a mesh is in use (`jax.set_mesh`) and divides it.
+
+    Args:
+      x: the array; unchanged without a mesh, or where the mesh does not divide it.
+      *axes: mesh axes to split each dimension over, None for none.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

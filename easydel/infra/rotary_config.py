@@ -1,4 +1,4 @@
-"""The rotary settings of ``config.json``: the base and how frequencies are scaled."""
+"""Read the rotary settings of ``config.json``: the base, and the scaling of frequencies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROTARY_KINDS: dict[str, dict[str, Key]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary frequencies are stretched beyond the length a model was first trained on.
+    """Scaling of rotary frequencies for lengths beyond those a model was first trained on.
 
     ``linear`` divides every frequency by `factor`. ``llama3`` divides those whose wavelength is longer than
     ``original_max_position_embeddings / low_freq_factor``, keeps those shorter than
@@ -47,14 +47,18 @@ class RotaryScaling:
 
 
 class RotaryTable(NamedTuple):
-    """What the angles of a layer's positions are computed from: a base and how its frequencies are scaled."""
+    """Base and scaling of rotary frequencies, from which the angles of positions are computed."""
 
     theta: float
     scaling: RotaryScaling | None = None
 
 
 def read_rotary(values: Mapping[str, Any]) -> RotaryTable:
-    """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``."""
+    """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``.
+
+    Raises:
+      ValueError: the settings contradict one another, or are of a kind that is not computed.
+    """
     readings = {
         name: _read_one(name, values[name], values) for name in ("rope_parameters", "rope_scaling") if values[name]
     }

@@ -1,4 +1,4 @@
-"""A pytree's arrays in a folder, through Orbax, with a manifest that proves every byte of it."""
+"""Save and load the arrays of a pytree in a folder, through Orbax, with a manifest of every file's checksum."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from easydel.paths import user_path
 PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
-# Ends the name of a folder that is still being written; its other names are those of a killed process's leftovers.
+# Ends the name of a folder that is still being written, or that a killed process left behind.
 UNFINISHED = ".unfinished"
 
 
 class DamagedFolder(ValueError):
-    """A folder of arrays is not, byte by byte, what was written; says how."""
+    """A folder of arrays differs from what was written; the message names the first difference."""
 
 
 class WriteError(OSError):
@@ -39,10 +39,10 @@ class WriteError(OSError):
 
 
 def save_arrays(folder: str | Path, tree: PyTree) -> None:
-    """Write every array of a pytree, at full precision, and a manifest; the folder appears only when it is whole.
+    """Write every array of a pytree, in its own dtype, and a manifest; the folder appears only when it is complete.
 
     Raises:
-      FileExistsError: there is something at `folder`; nothing is overwritten.
+      FileExistsError: `folder` exists; nothing is overwritten.
       WriteError: the disk is full, or the folder cannot be written to.
     """
     folder = user_path(folder).absolute()
@@ -57,7 +57,7 @@ def load_arrays(folder: str | Path, like: PyTreeT) -> PyTreeT:
     Raises:
       FileNotFoundError: there is no such folder.
       DamagedFolder: a file of it is missing or was changed.
-      ValueError: it holds other arrays than `like`, which are named.
+      ValueError: it holds other arrays than `like`; names them.
     """
     folder = user_path(folder).absolute()
     if not folder.is_dir():
@@ -68,7 +68,7 @@ def load_arrays(folder: str | Path, like: PyTreeT) -> PyTreeT:
 
 
 def read_arrays(folder: Path, like: PyTreeT) -> PyTreeT:
-    """`load_arrays` of a folder that has been verified."""
+    """Read arrays as `load_arrays` does, from a folder that has been verified."""
     wanted = arrays_by_path(like)
     with _plain_path(folder) as path, ocp.StandardCheckpointer() as checkpointer:
         arrays = path / ARRAYS
@@ -85,15 +85,15 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
     """Begin to write a folder: its arrays have left the devices when this returns.
 
     Args:
-      folder: absolute; it appears, all at once, when the function that is returned has finished.
-      tree: arrays to keep.
-      files: texts to keep beside them, by name.
+      folder: absolute path; the folder appears, all at once, when the returned function has finished.
+      tree: arrays to save.
+      files: texts to save beside them, by file name.
 
     Returns:
-      What waits for the files, adds the manifest and gives the folder its name; to be called once, on any thread.
+      A function that waits for the files, adds the manifest and gives the folder its name; call it once, on any thread.
 
     Raises:
-      WriteError: from either; what was written is removed.
+      WriteError: from this function or the returned one; what was written is removed.
     """
     new = folder.with_name(folder.name + UNFINISHED)
     arrays = arrays_by_path(tree)
@@ -103,7 +103,7 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         _remove(new)
         return WriteError(f"{folder} ({size / 1e6:.1f} MB) could not be written: {_reason(error, folder.parent)}")
 
-    # To the end, since threads of Orbax log a failure whenever it happens.
+    # Held until the folder is finished, since threads of Orbax log a failure whenever it happens.
     to_the_end = contextlib.ExitStack()
     to_the_end.enter_context(_quiet_orbax())
     try:
@@ -112,7 +112,7 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
         for name, text in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text(text, encoding="utf-8")
-        # With a folder that is made on another thread, and cannot be, all other threads wait for minutes.
+        # A folder that another thread fails to create would make all others wait for minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         checkpointer = ocp.StandardCheckpointer(async_options=options)
         checkpointer.save(to_the_end.enter_context(_plain_path(new)) / ARRAYS, arrays)
@@ -134,7 +134,7 @@ def start_saving(folder: Path, tree: PyTree, files: Mapping[str, str]) -> Callab
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, until writes that were under way when one failed put nothing into it any more."""
+    """Remove a folder again and again, until writes that were still under way no longer add to it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
@@ -175,6 +175,7 @@ def arrays_by_path(tree: PyTree) -> dict[str, jax.Array]:
 
 
 def folder_contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and checksum of every file of a folder, by its path within the folder."""
     return {
         _name(path, folder): {"size": path.stat().st_size, "blake2b": _digest(path)}
         for path in sorted(folder.rglob("*"))
@@ -210,7 +211,7 @@ class _NotOfOrbax(logging.Filter):
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Orbax tells one failure many times, with tracebacks; we tell it once."""
+    """Keep Orbax from logging one failure many times, with tracebacks: we raise it once."""
     log, quiet, show = logging.getLogger("absl"), _NotOfOrbax(), sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
@@ -230,7 +231,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_path(folder: Path) -> Iterator[Path]:
-    """A path to a folder that Orbax can use: "[" in it would be taken for a pattern, which nothing matches."""
+    """A path to a folder that Orbax can use: it takes a path with "[" for a pattern, which nothing matches."""
     if "[" not in str(folder):
         yield folder
         return

@@ -1,1 +1,1 @@
-"""The parts that model families are built from."""
+"""Provide the layers that model families are built from, and add adapters or 8-bit weights to those of a model."""

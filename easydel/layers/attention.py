@@ -1,4 +1,4 @@
-"""Projections to queries, keys and values, around an attention that the caller chooses."""
+"""Project to queries, keys and values and back, around an attention function that the caller passes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from easydel.layers.norm import RMSNorm
 from easydel.layers.rotary import Angles, rotate
 
 T = TypeVar("T")
-# (queries, keys, values), each [tokens, heads, head_dim] -> attended values and whatever the caller wants back.
+# (queries, keys, values), each [tokens, heads, head_dim] -> attention output, and whatever the caller wants back.
 Attend = Callable[[Array, Array, Array], tuple[Array, T]]
 
 
 class SelfAttention(eqx.Module):
-    """Queries, keys and values, normalised and turned by their positions, and the projection of what was attended.
+    """Self-attention: projections, norms of queries and keys, rotary embedding, and the output projection.
 
     Attributes:
-      q_norm, k_norm: norms of queries and keys before they are turned; None where a family has none.
+      q_proj, k_proj, v_proj, o_proj: projections to queries, keys and values, and of the attention output.
+      q_norm, k_norm: norms of queries and keys before they are rotated; None where a family has none.
       head_dim: size of a head, static.
       norm_width: whether the norms see each head by itself or the whole projection, static.
     """
@@ -51,7 +52,7 @@ class SelfAttention(eqx.Module):
         norm: Callable[[int], RMSNorm] | None = None,
         norm_width: Literal["head", "projection"] = "head",
     ) -> SelfAttention:
-        """Random projections.
+        """A layer with random projections.
 
         Args:
           key: draws the weights.
@@ -85,7 +86,7 @@ class SelfAttention(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens hidden"], angles: Angles, attend: Attend[T]
     ) -> tuple[Float[Array, "tokens hidden"], T]:
-        """Attend as `attend` does; gives back beside the result what that gave back.
+        """Attend as `attend` does; returns the layer's output, and the second value that `attend` returned.
 
         Args:
           x: the layer's normalised input.

@@ -1,4 +1,4 @@
-"""Put attention, MLP and norms together into a layer; where the norms stand is the class that a family takes."""
+"""Put attention, MLP and norms together into a layer; each class has one order of the norms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 
 class DecoderLayer(eqx.Module):
-    """Attention and an MLP with residual connections; the norms bear the names of the families that have them so.
+    """Attention and an MLP with residual connections; norms have the names that Hugging Face's families give them.
 
-    A layer's input goes in as ``x [tokens, hidden]`` with the angles of its positions, an attention that the caller
-    chooses, and which tokens are no padding; out come its output, what the attention gave back, and auxiliary sums.
+    Attributes:
+      self_attn: mixes tokens.
+      mlp: transforms each token by itself.
     """
 
-    if TYPE_CHECKING:  # fields of every subclass, which puts them where they stand among its norms
+    if TYPE_CHECKING:  # every subclass declares these fields in the order in which its norms and they are applied
         self_attn: SelfAttention
         mlp: MLP
 
@@ -32,7 +33,17 @@ class DecoderLayer(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens hidden"], angles: Angles, attend: Attend[T], is_token: Bool[Array, " tokens"]
     ) -> tuple[Float[Array, "tokens hidden"], T, AuxiliarySums]:
-        """Run the layer."""
+        """Run the layer.
+
+        Args:
+          x: the layer's input.
+          angles: rotary angles of every token's position.
+          attend: computes attention from queries, keys and values.
+          is_token: False for padding.
+
+        Returns:
+          The layer's output, the second value that `attend` returned, and the sums of auxiliary losses.
+        """
 
 
 class PreNormLayer(DecoderLayer):

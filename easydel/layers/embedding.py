@@ -1,4 +1,4 @@
-"""Turn token ids into vectors."""
+"""Look up the vectors of token ids."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Embedding(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, vocab_size: int, hidden_size: int, std: float) -> Embedding:
+        """Random vectors with standard deviation `std`."""
         return cls(std * jax.random.normal(key, (vocab_size, hidden_size)))
 
     def __call__(self, ids: Int[Array, " tokens"], dtype: Any, scale: float = 1.0) -> Float[Array, "tokens hidden"]:
@@ -27,5 +28,5 @@ class Embedding(eqx.Module):
           [[0.0, 3.0]]
         """
         x = self.weight[ids].astype(dtype)
-        # Rounded to the compute dtype before the product, as the families that scale were trained.
+        # Round the scale to the compute dtype first: families with a scale were trained so.
         return x if scale == 1 else x * jnp.asarray(scale, dtype)

@@ -1,4 +1,4 @@
-"""Run layers in their order where those of one shape are stacked: one `jax.lax.scan` over each run of equal layers."""
+"""Run stacked layers in their order, with one `jax.lax.scan` over each run of layers of one shape."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Body = Callable[[Carry, Any], tuple[Carry, Any]]
 def scan_stacks(
     bodies: Mapping[str, Body[Carry]], carry: Carry, stacks: Mapping[str, PyTree], kinds: Sequence[str]
 ) -> tuple[Carry, dict[str, PyTree]]:
-    """Run layers of several kinds in order; equal to a loop over `kinds` that takes the next layer of each stack.
+    """Run layers of several kinds in order, as a loop over `kinds` would that takes the next layer of each stack.
 
-    Where the order repeats a pattern there is one scan over the repetitions, so that the program is as large as the
-    pattern and not as the model; no stack is copied.
+    Where the order repeats a pattern, one scan runs over the repetitions: the program is as large as the pattern, not
+    as the model, and no stack is copied.
 
     Args:
-      bodies: kind -> what runs one of its layers.
-      carry: what goes from layer to layer.
+      bodies: kind -> function that runs one of its layers.
+      carry: the value that goes from layer to layer.
       stacks: kind -> the inputs of its layers, stacked on a leading axis in their order.
       kinds: the kind of each layer.
 
@@ -46,13 +46,14 @@ def scan_stacks(
     if repeats == 1:
         return _run_once(bodies, carry, stacks, runs)
     by_repeat = jax.tree.map(lambda leaf: leaf.reshape(repeats, -1, *leaf.shape[1:]), dict(stacks))
-    carry, outputs = jax.lax.scan(lambda carry, part: _run_once(bodies, carry, part, runs[:period]), carry, by_repeat)
+    carry, outputs = jax.lax.scan(lambda carry, once: _run_once(bodies, carry, once, runs[:period]), carry, by_repeat)
     return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
 
 
 def _run_once(
     bodies: Mapping[str, Body[Carry]], carry: Carry, stacks: Mapping[str, PyTree], runs: Sequence[tuple[str, int]]
 ) -> tuple[Carry, dict[str, PyTree]]:
+    """Run each run of equal layers once; every stack holds exactly the layers of its kind in `runs`."""
     outputs: dict[str, list[PyTree]] = {}
     used = dict.fromkeys(stacks, 0)
     for kind, count in runs:
@@ -62,8 +63,8 @@ def _run_once(
         carry, out = jax.lax.scan(bodies[kind], carry, layers)
         outputs.setdefault(kind, []).append(out)
     return carry, {
-        kind: parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        for kind, parts in outputs.items()
+        kind: of_runs[0] if len(of_runs) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *of_runs)
+        for kind, of_runs in outputs.items()
     }
 
 

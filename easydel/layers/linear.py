@@ -1,6 +1,6 @@
-"""A linear layer, its weight in 8 bits, and the low-rank adapter that may sit beside the weight.
+"""Multiply by a weight, kept in a float dtype or in 8 bits, and add the low-rank adapter beside it where there is one.
 
-Weights may be stacked over layers and over experts: what works on a model sees ``[*stack, out, in]``, a call sees
+Weights may be stacked over layers and over experts: functions of whole models see ``[*stack, out, in]``, a call sees
 ``[out, in]``.
 """
 
@@ -24,11 +24,11 @@ class LoraAdapter(eqx.Module):
 
     Attributes:
       a: the first factor, float32.
-      b: the second factor, float32; zeros at the start, so that a fresh adapter changes nothing.
+      b: the second factor, float32; initially zero, so that a fresh adapter changes nothing.
       alpha: numerator of the scale, static.
-      dropout: share of the input's features that training leaves out, static.
-      use_rslora: divide by the root of the rank, static.
-      dropout_key: what the features left out are drawn from; None leaves out none (see `lora.with_dropout`).
+      dropout: share of the input's features that a training step drops, static.
+      use_rslora: divide by the square root of the rank, not the rank, static.
+      dropout_key: draws the dropped features; None drops none (see `easydel.layers.lora.with_dropout`).
 
     References:
       Hu et al., LoRA, 2021; Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023.
@@ -43,6 +43,7 @@ class LoraAdapter(eqx.Module):
 
     @property
     def rank(self) -> int:
+        """``r``, the rows of the first factor."""
         return self.a.shape[-2]
 
     @property
@@ -52,14 +53,16 @@ class LoraAdapter(eqx.Module):
 
     @property
     def scale(self) -> float:
+        """``s``, the factor of the product."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     @property
     def delta(self) -> Float[Array, "*stack out in"]:
-        """What it adds to the weight, float32."""
+        """The matrix that the adapter adds to the weight, float32."""
         return self.scale * jnp.matmul(self.b, self.a, precision=jax.lax.Precision.HIGHEST)
 
     def __call__(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
+        """``x @ delta.T`` in the dtype of `x`, after dropout."""
         if self.dropout_key is not None:
             kept = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
@@ -67,16 +70,16 @@ class LoraAdapter(eqx.Module):
 
 
 class QuantizedWeight(eqx.Module):
-    """Whole numbers of -127 to 127 and one scale an output channel, symmetric around zero.
+    """A weight as integers from -127 to 127 with one scale per output channel, symmetric around zero.
 
     .. math:: W_{oi} \\approx s_o q_{oi}, \\quad s_o = \\max_i |W_{oi}| / 127
 
-    No entry is off by more than half its row's scale. A scale a row, rather than a block of it, can be applied after
-    the product, so that no copy of the weight in the compute dtype has to be rounded: 127 is exact in bfloat16.
+    No entry is off by more than half its row's scale. One scale per row, rather than per block of a row, can be applied
+    after the product: the integers are exact in bfloat16, so no rounded copy of the weight is made.
 
     Attributes:
-      values: the whole numbers.
-      scale: what they are multiplied by, float32.
+      values: the integers.
+      scale: their factor, float32.
       dtype: dtype of the weight they were made from, static.
 
     References:
@@ -93,17 +96,18 @@ class QuantizedWeight(eqx.Module):
         """The nearest 8-bit weight."""
         largest = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=-1)
         scale = largest / LARGEST_VALUE
-        # Rows of zeros, or of numbers so small that their scale is none, become zeros.
+        # Rows of zeros, or of numbers so small that their scale underflows, become zeros.
         scale = jnp.where(scale > 0, scale, 1.0)
         values = jnp.round(weight.astype(jnp.float32) / scale[..., None])
         return cls(values.astype(jnp.int8), scale, np.dtype(weight.dtype))
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
         return self.values.shape
 
     def dequantize(self) -> Float[Array, "*stack out in"]:
-        """The weight it stands for, float32."""
+        """The weight that integers and scales stand for, float32."""
         return self.values.astype(jnp.float32) * self.scale[..., None]
 
     def product(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
@@ -112,7 +116,13 @@ class QuantizedWeight(eqx.Module):
 
 
 class Linear(eqx.Module):
-    """``x @ weight.T + bias``, the weight as Hugging Face stores it, plus an adapter where there is one."""
+    """A linear layer ``x @ weight.T + bias``, with the weight as Hugging Face stores it and an optional adapter.
+
+    Attributes:
+      weight: in a float dtype, or in 8 bits.
+      bias: None where the family has none.
+      lora: adapter whose output is added; None without one.
+    """
 
     weight: Float[Array, "*stack out in"] | QuantizedWeight
     bias: Float[Array, "*stack out"] | None
@@ -125,9 +135,16 @@ class Linear(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, size_in: int, size_out: int, std: float, bias: bool) -> Linear:
+        """A layer with a random weight of standard deviation `std`, and a bias of zeros where `bias` is True."""
         return cls(std * jax.random.normal(key, (size_out, size_in)), jnp.zeros(size_out) if bias else None)
 
     def __call__(self, x: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
+        """The layer's output in the dtype of `x`.
+
+        Example:
+          >>> Linear(jnp.array([[1.0, 2.0]]), None)(jnp.array([[3.0, 4.0]])).tolist()
+          [[11.0]]
+        """
         if isinstance(self.weight, QuantizedWeight):
             y = self.weight.product(x)
         else:

@@ -1,4 +1,4 @@
-"""Put low-rank adapters on a model, take them off, merge them, and train them in place of everything else."""
+"""Add low-rank adapters to a model, remove them, merge them, and train them alone."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def apply_lora(
     *,
     seed: int = 0,
 ) -> Model:
-    """The same weights with fresh adapters beside them; it computes what it computed before.
+    """The same weights with fresh adapters beside them; outputs do not change.
 
     As in PEFT, the first factor is uniform between plus and minus ``1 / sqrt(in)`` and the second is zero. Adapters
     are float32 whatever the weights are kept in.
 
     Args:
-      model: shares its arrays with the result.
+      model: the result shares its arrays.
       rank: rows of the first factor.
       alpha: the adapters' output is scaled by ``alpha / rank``; None takes ``2 * rank``.
       pattern: regular expression for the paths of the layers to adapt, e.g. "q_proj|v_proj"; None takes every linear
         layer of the decoder layers. Embedding and head never have adapters.
-      dropout: share of an adapter's inputs that a training step leaves out.
+      dropout: share of an adapter's input features that a training step drops.
       use_rslora: scale by ``alpha / sqrt(rank)`` (rsLoRA).
       seed: draws the first factor.
 
     Raises:
-      ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range: a rank above
-        a matrix's smaller side among them, with which its product has no more than the rank of that side.
+      ValueError: the model has adapters already, nothing matches `pattern`, or a number is out of range. A rank above
+        a matrix's smaller side is out of range: it could not raise the rank of the product.
     """
     require_no_adapters(model)
     is_whole = isinstance(rank, int) and not isinstance(rank, bool)
@@ -132,10 +132,9 @@ def merge(model: Model) -> Model:
 
 
 def with_dropout(model: Model, key: PRNGKeyArray) -> Model:
-    """The model for one training step: its adapters leave out inputs, drawn from `key` anew for each layer,
-    expert and module.
+    """The model for one training step: adapters drop input features, drawn anew for each layer, expert and module.
 
-    Adapters without dropout are left as they are.
+    Adapters with a dropout of 0 stay as they are.
     """
     paths = list(adapters(model))
 
@@ -165,12 +164,12 @@ def trainable_filter(model: PyTree) -> PyTree[bool]:
 
 
 def split_trainable(model: PyTreeT) -> tuple[PyTreeT, PyTreeT]:
-    """``(trainable, frozen)``: the model twice, None in place of the other part's arrays; `join` undoes it."""
+    """``(trainable, frozen)``: the model twice, with None for the arrays that the other one has; `join` undoes it."""
     return eqx.partition(model, trainable_filter(model))
 
 
 def join(trainable: PyTreeT, frozen: PyTreeT) -> PyTreeT:
-    """The whole model from the two parts of `split_trainable`."""
+    """The whole model from the two trees of `split_trainable`."""
     return eqx.combine(trainable, frozen)
 
 

@@ -1,4 +1,4 @@
-"""The part of a layer that looks at each token by itself."""
+"""Transform each token by itself: the MLP of a layer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class MLP(eqx.Module):
-    """What a layer may have behind its attention: a dense MLP, or a mixture of them."""
+    """The sublayer after attention: a dense MLP, or a mixture of experts."""
 
     @abc.abstractmethod
     def __call__(
         self, x: Float[Array, "tokens hidden"], is_token: Bool[Array, " tokens"]
     ) -> tuple[Float[Array, "tokens hidden"], AuxiliarySums]:
-        """The output, and sums over the tokens that `is_token` counts, which are all but padding."""
+        """The output, and the sums of auxiliary losses over the tokens where `is_token` is True: all but padding."""
 
 
 class GatedMLP(MLP):
@@ -59,6 +59,7 @@ class GatedMLP(MLP):
         bias: bool = False,
         activation: Activation = "silu",
     ) -> GatedMLP:
+        """Random weights with standard deviation `std`, and biases of zeros where `bias` is True."""
         gate, up, down = jax.random.split(key, 3)
         return cls(
             gate_proj=Linear.init(gate, hidden_size, intermediate_size, std, bias),

@@ -17,7 +17,7 @@ SECONDS = 0.5  # for all names together
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is no regular expression, or one that only compiles at great cost.
+    """Refuse text that is no regular expression, or one that is expensive to compile.
 
     Raises:
       ValueError: says what is wrong; the caller names the option.

@@ -34,10 +34,11 @@ class RMSNorm(eqx.Module):
 
     @classmethod
     def init(cls, size: int, eps: float, *, offset: float = 0.0, casts_first: bool = False) -> RMSNorm:
-        """A norm that only scales to unit root mean square."""
+        """A norm whose factors are all 1."""
         return cls(jnp.full(size, 1.0 - offset), eps, offset, casts_first)
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        """The normalised activations, in the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         weight = self.offset + self.weight if self.offset else self.weight

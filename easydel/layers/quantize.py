@@ -1,4 +1,4 @@
-"""The layers of a model with their weights in 8 bits, and back."""
+"""Keep the weights of a model's layers in 8 bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easydel.layers.surgery import Model, layer_linears, map_linears, matching_l
 
 
 def quantize(model: Model, pattern: str | None = None) -> Model:
-    """The model with weights of its layers in 8 bits, a quarter of float32's memory; the rest is shared.
+    """The model with the weights of its layers in 8 bits, a quarter of float32's memory; other arrays are shared.
 
     Such weights are not trained: put adapters beside them. Norms, biases, embedding and head stay as they are.
 
@@ -23,8 +23,8 @@ def quantize(model: Model, pattern: str | None = None) -> Model:
       pattern: regular expression for the paths of the layers to quantise; None takes every linear layer.
 
     Raises:
-      ValueError: some weights are quantised already, nothing matches `pattern`, or a weight holds numbers that are
-        not finite, for which there is no scale.
+      ValueError: some weights are quantised already, nothing matches `pattern`, or a weight holds NaN or infinity, for
+        which there is no scale.
     """
     if is_quantized(model):
         raise ValueError("the model has quantised weights already; merge_lora() gives one without.")

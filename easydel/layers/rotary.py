@@ -1,4 +1,4 @@
-"""Rotary position embedding and its frequency scalings."""
+"""Rotate queries and keys by their positions, at frequencies that a config may scale."""
 
 from __future__ import annotations
 
@@ -13,14 +13,26 @@ from easydel.infra.rotary_config import RotaryScaling, RotaryTable
 
 
 class Angles(NamedTuple):
-    """Cosine and sine of every token's rotary angles, float32."""
+    """Cosine and sine of every token's rotary angles, float32, on a leading axis of tables where layers choose one."""
 
     cos: Float[Array, "*tables tokens half"]
     sin: Float[Array, "*tables tokens half"]
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None) -> np.ndarray:
-    """Angular frequency of each pair of head dimensions, radians a position, float32 ``[head_dim / 2]``."""
+    """Angular frequency of each pair of head dimensions, in radians per position, float32 ``[head_dim / 2]``.
+
+    .. math:: \\omega_i = \\theta^{-2i / d}, \\qquad i = 0, \\dots, d/2 - 1
+
+    Frequencies are then scaled as `RotaryScaling` says.
+
+    References:
+      Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, eq. 15.
+
+    Example:
+      >>> rotary_frequencies(4, 10000.0, None).tolist()
+      [1.0, 0.009999999776482582]
+    """
     frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return frequencies.astype(np.float32)
@@ -39,7 +51,7 @@ def rotary_angles(position_ids: Int[Array, " tokens"], frequencies: Float[np.nda
 
 
 def table_angles(table: RotaryTable | None, position_ids: Int[Array, " tokens"], head_dim: int) -> Angles:
-    """The angles that a table gives to positions; None turns nothing, all its angles are zero.
+    """The angles that a table gives to positions; a table of None rotates nothing: all angles are zero.
 
     Example:
       >>> table_angles(None, jnp.array([0, 5]), head_dim=4).cos.tolist()
@@ -51,7 +63,7 @@ def table_angles(table: RotaryTable | None, position_ids: Int[Array, " tokens"],
 
 
 def rotate(x: Float[Array, "tokens heads head_dim"], angles: Angles) -> Float[Array, "tokens heads head_dim"]:
-    """Turn queries or keys by their positions' angles; dimension i pairs with i + head_dim / 2 (RoFormer, 2021)."""
+    """Rotate queries or keys by their positions' angles; dimension i pairs with i + head_dim / 2 (RoFormer, 2021)."""
     cos, sin = (part[:, None, :].astype(x.dtype) for part in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

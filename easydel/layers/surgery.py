@@ -18,7 +18,7 @@ PyTreeT = TypeVar("PyTreeT", bound=PyTree)
 
 
 def layer_linears(model: LanguageModel) -> dict[str, Linear]:
-    """Every linear layer of the decoder layers, e.g. "layers.self_attn.q_proj"; the head is none of them."""
+    """Every linear layer of the decoder layers by its path, e.g. "layers.self_attn.q_proj"; the head is left out."""
     weight_map = model.weight_map
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
     linears = {parameter_path(path): node for path, node in nodes if _is_linear(node)}
@@ -26,10 +26,10 @@ def layer_linears(model: LanguageModel) -> dict[str, Linear]:
 
 
 def matching_linears(model: LanguageModel, pattern: str | None) -> dict[str, Linear]:
-    """Those in whose path the regular expression `pattern` is found; None takes all.
+    """The linear layers of the decoder layers in whose path `pattern` is found; None takes all.
 
     Raises:
-      ValueError: there are none; lists what there is. Or `pattern` is no regular expression.
+      ValueError: there are none (the error lists the paths), or `pattern` is no regular expression.
     """
     linears = layer_linears(model)
     if pattern is None:
@@ -48,7 +48,7 @@ def map_linears(model: Model, change: Callable[[str, Linear], Linear]) -> Model:
 
 
 def placed(tree: PyTreeT, path: str, model: LanguageModel) -> PyTreeT:
-    """New parameters for the place `path` of a model, laid out by its rule table where it lies on a mesh."""
+    """New parameters for the path `path` of a model, laid out by its rule table where the model lies on a mesh."""
     mesh, rules = mesh_of(model), model.partition_rules
     if mesh is None:
         return tree

@@ -1,4 +1,4 @@
-"""Model families: one decoder, one small file per family, and the registry that `AutoEasyDeLModelForCausalLM` reads."""
+"""Register the model families: one decoder, one file per family, and the table that picks a family by its name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FAMILIES: dict[str, type[EasyDeLBaseModule]] = {
 
 
 def register_family(family: Family) -> Family:
-    """Let `AutoEasyDeLModelForCausalLM` load a family of your own; may stand above the class as a decorator.
+    """Let `AutoEasyDeLModelForCausalLM` load a family of your own; works as a decorator of the class.
 
     Raises:
-      ValueError: another class reads this ``model_type``.
+      ValueError: another class has this ``model_type``.
 
     Example:
       >>> register_family(LlamaForCausalLM) is FAMILIES["llama"]

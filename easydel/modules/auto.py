@@ -1,4 +1,4 @@
-"""Pick the family from ``config.json``."""
+"""Load a model of the family that its ``config.json`` names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ class AutoEasyDeLModelForCausalLM:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **options: Any) -> EasyDeLBaseModule:
-        """`EasyDeLBaseModule.from_pretrained` of the right family; `options` are the same.
+        """Load a model by `EasyDeLBaseModule.from_pretrained` of its family.
 
-        A folder with a PEFT adapter gives the model it was made for with the adapter on.
+        A folder with a PEFT adapter gives the model that the adapter was made for, with the adapter on.
+
+        Args:
+          name_or_path: folder, ``org/name`` or ``.gguf`` file.
+          **options: those of `EasyDeLBaseModule.from_checkpoint`.
 
         Raises:
-          ValueError: ``config.json`` names a family that is not supported, the error lists those that are; or an
-            adapter does not say which model it was made for.
+          FileNotFoundError: there is no such model.
+          ValueError: ``config.json`` names a family that is not supported (the error lists those that are), or an
+            adapter does not name the model it was made for.
         """
         path = local_path(name_or_path)
         if is_adapter_folder(path):

@@ -1,12 +1,12 @@
-"""The decoder that all families share: embedding, stacked layers, final norm; one forward pass for everything.
+"""Run the decoder that all families share, embedding, stacked layers and final norm, in one forward pass.
 
 Read on in this order:
 
-1. `easydel.modules.llama`: a family, which is its config's keys, its layers' parts and its tensors' names.
-2. `easydel.infra.base_config`: what a config says, and which of it the forward pass below reads.
+1. `easydel.modules.llama`: a family, that is, keys of its config and choices of its layers.
+2. `easydel.infra.base_config`: the config, whose fields and properties the forward pass below reads.
 3. `DecoderForCausalLM.hidden_states`, below.
-4. `easydel.layers.decoder_layer`: where the norms stand; then `attention`, `mlp`, `norm`, `rotary` beside it.
-5. `easydel.layers.layer_stacks`: how layers of several shapes are run.
+4. `easydel.layers.decoder_layer`: the order of the norms; then `attention`, `mlp`, `norm`, `rotary` beside it.
+5. `easydel.layers.layer_stacks`: the loop over layers of several shapes.
 6. `easydel.ops.attention.tree_attention`: attention over trees, and `easydel.ops.linear_log_probs`: the head.
 7. `easydel.infra.language_model`: the head's options, and `easydel.infra.base_module`: files, adapters, generation.
 """
@@ -40,11 +40,11 @@ from easydel.ops.attention.tree_attention import tree_attention
 from easydel.ops.mesh_axes import DATA_AXES
 from easydel.weights.weight_map import LAYER, TensorRule, WeightMap, linear
 
-# Reading and writing an element of an activation costs as much as computing it again, unless it comes from a product.
+# Save the outputs of matrix products only: recomputing any other activation costs no more than reading it again.
 KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
 )
-# How the tensors of one layer are named in its files.
+# The tensors of one layer, in Hugging Face's names.
 LAYER_RULES = (
     TensorRule("input_layernorm.weight"),
     TensorRule("post_attention_layernorm.weight"),
@@ -58,11 +58,11 @@ KeysAndValues = tuple[Array, Array]
 
 
 class LayerSettings(NamedTuple):
-    """What layers of one shape may differ in without its being a parameter.
+    """Settings, not parameters, in which layers of one shape may differ.
 
     Attributes:
-      window: tokens a query looks back; None for all.
-      rotary: index into the config's rotary tables.
+      window: tokens that a query sees back; None for all, or where the setting is held elsewhere.
+      rotary: index into the config's rotary tables; None where the setting is held elsewhere.
     """
 
     window: int | Int[Array, "*layers"] | None
@@ -70,7 +70,7 @@ class LayerSettings(NamedTuple):
 
 
 class DecoderForCausalLM(EasyDeLBaseModule):
-    """A decoder-only language model. A family says how it reads ``config.json``, its layers' parts and its names.
+    """A decoder-only language model; a family adds how it reads ``config.json`` and chooses the parts of its layers.
 
     Layers of one shape are stacked on a leading axis; where a family has several shapes, there is one stack for each
     kind (`EasyDeLBaseConfig.layer_kinds`). Dense layers see one flat token axis, so that a weight's gradient is one
@@ -84,15 +84,15 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
     layer_prefix: ClassVar[str] = "model.layers."
     layer_rules: ClassVar[tuple[TensorRule, ...]] = LAYER_RULES
-    # The last dimensions of each; what leads them (the layers) is whole.
+    # Partitions of the last dimensions; leading ones (the stacked layers) are whole on every device.
     partition_rules: ClassVar[PartitionRules] = (
-        (r"(^|\.)v_(row|col)\.", P()),  # Adafactor's moments, a row or a column for each matrix
+        (r"(^|\.)v_(row|col)\.", P()),  # Adafactor's moments: one row or column per matrix, whole everywhere
         (r"embed_tokens\.weight|lm_head\.weight", P("tp", "fsdp")),
         (r"(q|k|v|gate|up)_proj\.(weight\.scale|bias)", P("tp")),
         (r"(q|k|v|gate|up)_proj\.weight", P("tp", "fsdp")),
         (r"(o|down)_proj\.weight\.scale", P("fsdp")),
         (r"(o|down)_proj\.weight", P("fsdp", "tp")),
-        # An adapter's outer dimensions lie as the weight's do; its rank is whole everywhere.
+        # An adapter's outer dimensions are split as the weight's are; its rank is whole everywhere.
         (r"(q|k|v|gate|up)_proj\.lora\.a", P("fsdp")),
         (r"(q|k|v|gate|up)_proj\.lora\.b", P("tp", None)),
         (r"(o|down)_proj\.lora\.a", P("tp")),
@@ -117,12 +117,12 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
     @classmethod
     def init_layer(cls, key: PRNGKeyArray, config: Any, kind: str) -> DecoderLayer:  # noqa: ARG003  for overriding
-        """One layer with random parameters, made of the parts that the family has chosen: Llama's here.
+        """One layer with random parameters; a family overrides it to choose other parts than Llama's.
 
         Args:
           key: draws the weights.
           config: of the family's own class.
-          kind: which of `EasyDeLBaseConfig.layer_kinds`; most families have one.
+          kind: an entry of `EasyDeLBaseConfig.layer_kinds`; most families have one kind.
         """
         attention, mlp = jax.random.split(key)
         norm = functools.partial(RMSNorm.init, eps=config.rms_norm_eps)
@@ -147,7 +147,7 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
     @classmethod
     def init_norm(cls, config: Any) -> RMSNorm:
-        """The norm behind the last layer."""
+        """The norm after the last layer, not yet trained."""
         return RMSNorm.init(config.hidden_size, config.rms_norm_eps)
 
     @classmethod
@@ -259,9 +259,9 @@ class DecoderForCausalLM(EasyDeLBaseModule):
 
 
 def _settings(config: EasyDeLBaseConfig, numbers: Sequence[int]) -> tuple[LayerSettings, LayerSettings]:
-    """What the layers of these numbers share, and what each has of its own: an array where they differ, else None.
+    """The settings that these layers share, and arrays of those that differ; each setting is None in one of the two.
 
-    A shared value is static: no window costs the mask nothing then.
+    A shared setting is static, so that a mask without a window costs nothing.
     """
     windows, rotary = ([values[number] for number in numbers] for values in (config.layer_windows, config.layer_rotary))
     has_one_window, has_one_table = len(set(windows)) == 1, len(set(rotary)) == 1
@@ -274,6 +274,7 @@ def _settings(config: EasyDeLBaseConfig, numbers: Sequence[int]) -> tuple[LayerS
 
 
 def _sum_over_layers(of_stacks: Iterable[AuxiliarySums]) -> AuxiliarySums:
+    """Total of each auxiliary sum, from values stacked over the layers of each kind."""
     total: dict[str, Array] = {}
     for sums in of_stacks:
         for name, of_layers in sums.items():

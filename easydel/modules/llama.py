@@ -1,4 +1,4 @@
-"""Llama 1 to 3.x, SmolLM2 and everything else with ``model_type: llama``."""
+"""Define Llama 1 to 3.x, SmolLM2 and every other model with ``model_type: llama``."""
 
 from __future__ import annotations
 

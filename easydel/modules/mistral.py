@@ -1,4 +1,4 @@
-"""Mistral: every layer looks back over a sliding window."""
+"""Define Mistral: every layer has the same sliding window, or none."""
 
 from __future__ import annotations
 

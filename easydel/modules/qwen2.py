@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: biases on queries, keys and values; upper layers may slide."""
+"""Define Qwen2 and Qwen2.5: biases on queries, keys and values; upper layers may have sliding windows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYS = SLIDING_KEYS | {
 
 
 def read_sliding_windows(values: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """One window a layer, from ``layer_types`` or, in older files, from ``max_window_layers``."""
+    """One window per layer, from ``layer_types`` or, in older files, from ``max_window_layers``."""
     layers = values["num_hidden_layers"]
     window = values["sliding_window"] if values["use_sliding_window"] else None
     first = layers if window is None else values["max_window_layers"]

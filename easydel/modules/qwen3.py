@@ -1,4 +1,4 @@
-"""Qwen3: normalised queries and keys, a head size of its own."""
+"""Define Qwen3: norms of queries and keys, and a head size that the config sets."""
 
 from __future__ import annotations
 

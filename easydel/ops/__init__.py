@@ -1,1 +1,1 @@
-"""Operations on arrays: pure functions, one file each, that know nothing of models or preferences."""
+"""Compute on arrays: pure functions, one file each, that know nothing of models or preferences."""

@@ -1,4 +1,4 @@
-"""Name the axes of a mesh, and which of them operations split rows and heads over."""
+"""Name the axes of a mesh, and those that operations split rows and heads over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ HEAD_AXIS = "tp"
 
 
 def data_parallel_size(mesh: Mesh | AbstractMesh | None = None) -> int:
-    """How many ways the rows of a batch are split over a mesh; None takes the mesh in use, and without one it is 1."""
+    """The number of devices that rows are split over; None takes the mesh in use, and without a mesh it is 1."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return math.prod(mesh.shape[axis] for axis in DATA_AXES if axis in mesh.shape)

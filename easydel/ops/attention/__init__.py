@@ -1,1 +1,1 @@
-"""Attention over trees, with one backend a platform."""
+"""Attend over rows of trees: the rule of what sees what, and one backend per platform."""

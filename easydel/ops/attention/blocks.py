@@ -14,14 +14,14 @@ LARGEST = jnp.iinfo(jnp.int32).max
 
 
 class BlockSizes(NamedTuple):
-    """Tokens of a block of queries and of a block of keys."""
+    """Block lengths in tokens, one for queries and one for keys."""
 
     queries: int
     keys: int
 
 
 class _Edge(NamedTuple):
-    """The tokens of each block that belong to its first or last segment: ranges of what the mask reads of them."""
+    """Ranges of the ids that the mask reads, over the tokens of each block that belong to its first or last segment."""
 
     segment: Int[Array, "rows blocks"]
     has_trunk: Bool[Array, "rows blocks"]
@@ -36,13 +36,15 @@ def seen_blocks(
 ) -> Bool[Array, "rows query_blocks key_blocks"]:
     """Whether any query of a block may see any key of a block; `sizes` divide the length.
 
-    Found from ranges, in time that grows with the number of blocks squared and not of tokens: never too few, and for
-    rows as packing makes them (segments ascend, padding behind them, trunk before branches, which ascend) seldom too
-    many. Two blocks share no segment, or one, or several. Several are taken to see each other: in packed rows only a
-    block and itself share more than one. Of one, which is then the last of the keys and the first of the queries, the
-    keys must hold trunk or a branch that the queries hold, near enough for the window.
+    The answer comes from ranges of ids, in time that grows with the square of the number of blocks, not of tokens. No
+    visible pair is missed. Few blocks are marked in vain where rows are as packing makes them: ascending segments, then
+    padding, and in each segment the trunk and then ascending branches.
+
+    Blocks that share several segments count as seen: in packed rows, only a block and itself share more than one. Where
+    they share one, it is the last of the keys and the first of the queries; there the keys must hold trunk, or a branch
+    that the queries hold, near enough for the window.
     """
-    # Padding as the last segment, so that a block at its border has a narrow range.
+    # Padding becomes the last segment, so that a block at its border has a narrow range.
     ordered = ids._replace(segment=jnp.where(ids.segment == 0, LARGEST, ids.segment))
     queries = TokenIds(*(x.reshape(x.shape[0], -1, sizes.queries) for x in ordered))
     keys = TokenIds(*(x.reshape(x.shape[0], -1, sizes.keys) for x in ordered))
@@ -62,6 +64,7 @@ def seen_blocks(
 
 
 def _edge(blocks: TokenIds, segment: Int[Array, "rows blocks"]) -> _Edge:
+    """The ranges of the tokens of each block that lie in the block's `segment`."""
     is_in = blocks.segment == segment[..., None]
     in_branch = is_in & (blocks.branch > 0)
     return _Edge(
@@ -75,9 +78,9 @@ def _edge(blocks: TokenIds, segment: Int[Array, "rows blocks"]) -> _Edge:
 
 
 def blocks_to_fetch(seen: Bool[Array, "rows outer inner"]) -> Int[Array, " rows_outer_inner"]:
-    """The inner block to have at hand in each step: its own where it is seen, else the one that is there already.
+    """The inner block that each step of a kernel loads: its own where that is seen, else the one loaded last.
 
-    A step computes iff it has its own block. Before the first seen block that block is fetched ahead.
+    A step computes iff its own block is loaded. Steps before the first seen block load that block ahead.
     """
     latest = jax.lax.cummax(jnp.where(seen, jnp.arange(seen.shape[-1]), -1), axis=2)
     first = jnp.argmax(seen, axis=-1, keepdims=True)
@@ -88,5 +91,5 @@ def blocks_to_fetch(seen: Bool[Array, "rows outer inner"]) -> Int[Array, " rows_
 def blocks_to_visit(
     seen: Bool[Array, "rows query_blocks key_blocks"],
 ) -> tuple[Int[Array, "rows query_blocks key_blocks"], Int[Array, "rows query_blocks"]]:
-    """Key blocks in the order to go through them, the seen ones first, and how many those are."""
+    """Key blocks in the order to visit them, the seen ones first, and how many of them are seen."""
     return jnp.argsort(~seen, axis=-1, stable=True), seen.sum(-1)

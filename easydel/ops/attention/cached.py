@@ -1,4 +1,4 @@
-"""Attend from the newest tokens of rows to a cache of the keys and values of all their tokens."""
+"""Attend from the newest tokens of each row to a cache of the keys and values of all its tokens."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ def cached_attention(
     options: AttentionOptions,
     query_start: Int[Array, ""],
 ) -> Float[Array, "rows new heads head_dim"]:
-    """`tree_attention` where queries are the tokens from slot `query_start` on, under the whole mask.
+    """Compute `tree_attention` for queries in the slots from `query_start` on, under the whole mask.
 
     All scores exist at once, in float32: a new token has one row of them, and only the prompt has many.
+
+    Args:
+      q: queries of the newest tokens.
+      k, v: the cache, with the keys and values of the newest tokens already in it.
+      ids: of every slot of the cache.
+      options: window, scale and soft-cap.
+      query_start: slot of the first query.
+
+    Returns:
+      The attention output, in q's dtype.
     """
     rows, new, heads, head_dim = q.shape
     query_ids = TokenIds(*(jax.lax.dynamic_slice_in_dim(x, query_start, new, axis=1) for x in ids))

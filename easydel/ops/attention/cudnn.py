@@ -19,9 +19,9 @@ LENGTH_MULTIPLE = 128
 
 
 def cudnn_unmet(dtype: Any, head_dim: int, options: AttentionOptions) -> list[str]:
-    """What cuDNN's flash attention needs and these do not give, in words; nothing where it has a kernel.
+    """List in words what cuDNN's flash attention needs and a call does not give; empty where it has a kernel.
 
-    Hopper takes heads up to 256 as well; they stay with XLA, so that one rule holds on every card.
+    Hopper has kernels for heads up to 256 as well; those heads stay with XLA, so that one rule holds on every GPU.
     """
     unmet = []
     if dtype not in DTYPES:
@@ -40,18 +40,17 @@ def tree_attention_cudnn(
     ids: TokenIds,
     options: AttentionOptions,
 ) -> Float[Array, "rows length heads head_dim"]:
-    """`tree_attention` in one call of cuDNN under the whole mask.
+    """Compute `tree_attention` in one call of cuDNN under the whole mask; only where `cudnn_unmet` is empty.
 
-    cuDNN adds the mask as a bias in q's dtype and gives back a gradient for it, so a layer costs
-    ``4 * rows * length**2`` bytes for a while: 0.13 GB for 32 rows of 1024. One call and not one per part of the tree:
-    parts merged by their log-sum-exp would lose the cotangent of that output and give wrong gradients without a word.
-    Every token sees itself, padding too, so no row of the mask is empty (cuDNN would give NaN there).
-    Only for what `cudnn_unmet` finds nothing against.
+    cuDNN adds the mask as a bias in q's dtype and returns a gradient for it, so a layer needs ``4 * rows * length**2``
+    bytes for a while: 0.13 GB for 32 rows of 1024 tokens. Trunk and branches share one call: merging several calls by
+    their log-sum-exp loses the cotangent of that output and gives wrong gradients in silence. Every token sees itself,
+    padding too, so no row of the mask is empty: cuDNN gives NaN for an empty one.
     """
     length = q.shape[1]
 
     def pad(x: Array) -> Array:
-        # Zeros are segment 0: what is added is padding like any other.
+        # Zeros are segment 0, so the added tokens are padding like any other.
         return jnp.pad(x, [(0, 0), (0, -length % LENGTH_MULTIPLE)] + [(0, 0)] * (x.ndim - 2))
 
     mask = tree_mask(TokenIds(*map(pad, ids)), options.window)

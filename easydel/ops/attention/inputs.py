@@ -1,4 +1,4 @@
-"""Say where tokens belong and how scores are made: what attention needs beside queries, keys and values."""
+"""Hold what attention needs beside queries, keys and values: the ids of tokens, and options of the scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Array, Int
 
 
 class TokenIds(NamedTuple):
-    """Where the tokens of rows belong.
+    """Tree, branch and position of every token of some rows, int32.
 
     Attributes:
       segment: tree of each token, from 1; 0 is padding, or an empty slot of a cache.
-      branch: branch of its tree: 0 is the trunk, which all branches see; any number of others, from 1.
+      branch: branch of each token within its tree: 0 is the trunk, which all branches see; branches count from 1.
       position: position of each token in its own sequence, from 0; a branch continues from the end of the trunk.
     """
 
@@ -38,7 +38,7 @@ class TokenIds(NamedTuple):
 @partial(jax.tree_util.register_dataclass, data_fields=["window"], meta_fields=["scale", "soft_cap"])
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
-    """How scores are made and how far they reach; a pytree whose only leaf is the window.
+    """Window, scale and soft-cap of attention; a pytree whose only leaf is the window.
 
     Attributes:
       window: a query sees keys fewer than this many positions back; None sees all. It may be traced, so that it can

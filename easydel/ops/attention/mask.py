@@ -1,4 +1,4 @@
-"""Say which key each query of a row of trees may see."""
+"""Compute which keys each query of a row of trees sees."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Int
 
 from easydel.ops.attention.inputs import TokenIds
 
-# The score of a key that is not seen. Finite, so that a block in which a query sees nothing gives numbers and not NaN;
-# the block in which it sees itself wipes them out.
+# The score of a key that is not seen. It is finite, so that a block in which a query sees nothing gives numbers and not
+# NaN; the block in which the query sees itself outweighs them.
 UNSEEN = -1e30
 
 
 class Tokens(NamedTuple):
-    """What the mask reads of queries or of keys: their `TokenIds`, and their slot in the row."""
+    """The ids that the mask reads of queries or of keys: `TokenIds`, and the slot in the row."""
 
     segment: Int[Array, "*tokens"]
     branch: Int[Array, "*tokens"]
@@ -38,11 +38,11 @@ def tree_mask(
     query_ids: TokenIds | None = None,
     query_start: int | Int[Array, ""] = 0,
 ) -> Bool[Array, "rows queries length"]:
-    """Which key each query sees.
+    """True where a query sees a key.
 
-    Query q sees key k iff they are in the same segment, k's slot in the row is at or before q's, and k lies in the
-    trunk (branch 0) or in q's own branch. With a sliding `window`, also iff k's position is fewer than `window` back:
-    positions and not slots count, since every branch continues from the end of the trunk.
+    Query q sees key k iff both are in one segment, k's slot in the row is at or before q's, and k lies in the trunk
+    (branch 0) or in q's own branch. With a sliding `window`, k's position must also be fewer than `window` back:
+    positions count and not slots, since every branch continues from the end of the trunk.
 
     Args:
       ids: of the keys, which are the tokens of whole rows.

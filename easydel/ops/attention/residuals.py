@@ -1,6 +1,6 @@
-"""Save the attention output and its statistics, and nothing else, when layers are rebuilt in the backward pass.
+"""Save the attention output and its softmax statistics when the backward pass recomputes layers.
 
-They are as small as the layer input and expensive to recompute.
+Both are as small as the layer input and expensive to recompute.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 RESIDUALS = "tree_attention"
-# cuDNN's call in JAX names nothing.
+# JAX gives no names to the outputs of its cuDNN call, so the call itself is recognised.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 _keep_named = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 
 
 def keep_attention(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """Policy of `jax.checkpoint`: save what attention needs for its backward pass, whichever backend runs."""
+    """Tell `jax.checkpoint` to save what attention needs for its backward pass, whichever backend runs."""
     return primitive.name == CUDNN_FORWARD or _keep_named(primitive, *inputs, **parameters)
 
 
 def name_residuals(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, named so that `keep_attention` saves them and the backward pass does not attend again."""
+    """Name arrays so that `keep_attention` saves them and the backward pass does not attend again."""
     return tuple(checkpoint_name(array, RESIDUALS) for array in arrays)

@@ -1,4 +1,4 @@
-"""Attend over trees on TPU with flash kernels that make the mask from ids and skip blocks without a visible pair."""
+"""Attend over trees on TPU with flash kernels that compute the mask from ids and skip blocks without a visible pair."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from easydel.ops.attention.residuals import name_residuals
 from easydel.ops.attention.tpu_kernels import Scoring, forward_step, key_value_gradient_step, query_gradient_step
 
 QUERIES, KEYS = 0, 1
-# A vector register of a TPU is this long: blocks are multiples of it.
+# Blocks are multiples of the length of a TPU's vector register.
 VECTOR_LANES = 128
-# Queries of all heads that share a key head, at most so many in a block: more do not fit the vector memory.
+# Most queries of a block, over all heads that share a key head: more do not fit the vector memory.
 GROUP_QUERIES = 2048
 
 
 class TokenAxis(NamedTuple):
-    """Along which axis of an array its tokens lie, and whether a kernel takes them as queries or as keys."""
+    """The axis of an array that its tokens lie along, and whether a kernel reads them as queries or as keys."""
 
     side: int
     number: int
@@ -40,7 +40,7 @@ IDS_OF_KEYS = TokenAxis(KEYS, 2, has_heads=False)
 
 
 class Statics(NamedTuple):
-    """What the kernels are compiled for."""
+    """The settings that the kernels are compiled for."""
 
     scale: float
     soft_cap: float | None
@@ -67,14 +67,18 @@ def tree_attention_tpu(
     sizes: BlockSizes | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows length heads head_dim"]:
-    """`tree_attention` in kernels for TPU; memory grows with the length and not with its square.
+    """Compute `tree_attention` in kernels for TPU; memory grows with the length and not with its square.
 
-    Splash attention, which comes with JAX, takes a mask that depends on the data as a whole square only, or as
-    segments without branches; hence kernels of our own. Rows are padded inside to a multiple of 128.
+    JAX's splash attention takes a mask that depends on the data only as a whole square, or as segments without
+    branches; hence kernels of our own. Rows are padded inside to a multiple of 128.
 
     Args:
-      sizes: of blocks, multiples of 128 that divide the padded length; None chooses them by length and heads.
+      q, k, v, ids, options: as in `tree_attention`.
+      sizes: block lengths, multiples of 128 that divide the padded length; None chooses them by length and heads.
       interpret: run the kernels in JAX's interpreter, on any platform: slow, for tests.
+
+    Returns:
+      The attention output, in q's dtype.
     """
     rows, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -83,7 +87,7 @@ def tree_attention_tpu(
         sizes = choose_sizes(padded, heads // kv_heads)
 
     def pad(x: Array) -> Array:
-        # Zeros are segment 0: what is added is padding like any other.
+        # Zeros are segment 0, so the added tokens are padding like any other.
         return jnp.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (x.ndim - 2))
 
     window = None if options.window is None else jnp.int32(options.window)
@@ -128,7 +132,7 @@ def _backward(statics, residuals, cotangent):
     q, k, v, ids, window, out, log_normalizer = residuals
     queries, keys = statics.sizes
     group, head_dim = q.shape[2:4]
-    # The derivative of a soft-max needs the mean, under its weights, of the weights' gradient: out . d(out).
+    # The derivative of a softmax needs the mean of the weights' gradient under the weights: out . d(out).
     mean = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=3)
     run = partial(
         _run,
@@ -168,7 +172,7 @@ def _run(
     window: Int[Array, ""] | None,
     statics: Statics,
 ) -> list[Array]:
-    """Run a kernel over (rows, key heads, outer blocks, inner blocks); `inner` says whose blocks those are."""
+    """Run a kernel over (rows, key heads, outer blocks, inner blocks); `inner` is QUERIES or KEYS."""
     seen = seen_blocks(ids, window, statics.sizes)
     if inner == QUERIES:
         seen = seen.swapaxes(1, 2)

@@ -1,9 +1,9 @@
-"""What one step of the TPU kernels of attention over trees does: forward, and the gradients of its inputs.
+"""Compute one step of the TPU kernels of attention over trees: forward, and the gradients of its inputs.
 
 A step holds a block of queries of all heads that share a key head, ``[1, 1, group, head_dim, queries]``, and a block of
 keys and values, ``[1, 1, keys, head_dim]``. The grid is (rows, key heads, outer blocks, inner blocks), and a step whose
-inner block nobody sees does nothing. Scores lie transposed, ``[keys, queries]``: what there is one of a query (highest
-score, normaliser) is a row, and sums over keys run down the sublanes.
+inner block nobody sees does nothing. Scores lie transposed, ``[keys, queries]``: statistics with one value per query
+(highest score, normaliser) are rows, and sums over keys run down the sublanes.
 
 References:
   Dao, FlashAttention-2, 2023.
@@ -27,7 +27,7 @@ TRANSPOSED_RIGHT = (((1,), (1,)), ((), ()))
 
 
 class Scoring(NamedTuple):
-    """How a score is made of query and key; constants of a kernel."""
+    """Scale, soft-cap and windowing of the scores; constants of a kernel."""
 
     scale: float
     soft_cap: float | None
@@ -37,7 +37,7 @@ class Scoring(NamedTuple):
 def forward_step(
     fetch, window, q, k, v, query_ids, key_ids, out, log_normalizer, highest, normalizer, total, *, scoring
 ):
-    """Attended values and the logarithm of each query's normaliser; keys are the inner blocks."""
+    """Compute the attention output and the logarithm of each query's normaliser; keys are the inner blocks."""
     here, heads = _here(fetch), range(q.shape[2])
 
     @pl.when(here.is_first)
@@ -69,7 +69,7 @@ def forward_step(
 
 
 def query_gradient_step(fetch, window, *refs, scoring):
-    """The gradient of the queries; keys are the inner blocks."""
+    """Compute the gradient of the queries; keys are the inner blocks."""
     *inputs, query_ids, key_ids, q_gradient, total = refs
     here = _here(fetch)
 
@@ -91,7 +91,7 @@ def query_gradient_step(fetch, window, *refs, scoring):
 
 
 def key_value_gradient_step(fetch, window, *refs, scoring):
-    """The gradients of keys and values, summed over the heads that share them; queries are the inner blocks."""
+    """Compute the gradients of keys and values, summed over the heads that share them; queries are the inner blocks."""
     *inputs, query_ids, key_ids, k_gradient, v_gradient, k_total, v_total = refs
     here = _here(fetch)
 
@@ -116,7 +116,7 @@ def key_value_gradient_step(fetch, window, *refs, scoring):
 
 
 class _Here(NamedTuple):
-    """Where in the grid a step is."""
+    """The position of a step in the grid, and whether its own block is loaded."""
 
     outer: Array
     inner: Array
@@ -155,7 +155,7 @@ def _scores(q: Array, k: Array, scoring: Scoring) -> Float[Array, "keys queries"
 def _weights_and_products_gradient(
     inputs: Sequence[Any], seen: Bool[Array, "keys queries"], head: int, scoring: Scoring
 ) -> tuple[Float[Array, "keys queries"], Float[Array, "keys queries"]]:
-    """Soft-max weights of one head's block, and the gradient of the dot products of its queries and keys."""
+    """The softmax weights of one head's block, and the gradient of the dot products of its queries and keys."""
     q, k, v, cotangent, log_normalizer, mean = inputs
     row = slice(head, head + 1)
     scores = _scores(q[0, 0, head], k[0, 0], scoring)

@@ -1,4 +1,4 @@
-"""Attend over rows of trees: the one function that models call, the table of its backends, their split over a mesh."""
+"""Attend over rows of trees: the function that models call, the table of its backends, and their split over a mesh."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from easydel.ops.attention.xla import tree_attention_xla
 from easydel.ops.mesh_axes import DATA_AXES, HEAD_AXIS, data_parallel_size
 
 AttentionBackend = Literal["cudnn", "tpu", "xla"]
-# (q, k, v, ids, options) -> attended values, as `tree_attention`.
+# (q, k, v, ids, options) -> attention output, as `tree_attention`.
 Run = Callable[[Array, Array, Array, TokenIds, AttentionOptions], Array]
 AMPERE = 8.0  # compute capability
 
 
 class AttentionCall(NamedTuple):
-    """What a backend is chosen by.
+    """The properties of a call that decide which backends support it.
 
     Attributes:
-      device: what the call will run on; None for several devices without a mesh in use, where nothing says how rows
-        and heads lie on them.
+      dtype: of queries, keys and values.
+      head_dim: size of a head.
+      options: window, scale and soft-cap.
+      device: the device that the call will run on; None for several devices without a mesh in use, where nothing says
+        how rows and heads lie on them.
     """
 
     dtype: Any
@@ -42,7 +45,7 @@ class Backend(NamedTuple):
     """One way to compute attention over trees.
 
     Attributes:
-      unmet: what the backend needs and a call does not give, in words; nothing where it supports the call.
+      unmet: lists in words what the backend needs and a call does not give; empty where it supports the call.
       run: computes the call on one device.
     """
 
@@ -65,7 +68,7 @@ def _tpu_unmet(call: AttentionCall) -> list[str]:
     return [] if is_fit else [f"a TPU, got {_words(call.device)}"]
 
 
-# In the order in which the automatic choice asks them.
+# The automatic choice takes the first that supports a call.
 BACKENDS: dict[AttentionBackend, Backend] = {
     "cudnn": Backend(_cudnn_unmet, tree_attention_cudnn),
     "tpu": Backend(_tpu_unmet, tree_attention_tpu),
@@ -83,25 +86,26 @@ def tree_attention(
     query_start: Int[Array, ""] | None = None,
     backend: AttentionBackend | None = None,
 ) -> Float[Array, "rows queries heads head_dim"]:
-    """Soft-max attention over rows of trees, whose trunk is seen by all branches, which never see each other.
+    """Softmax attention over rows of trees: all branches see the trunk and never each other.
 
     .. math:: o_q = \\textstyle\\sum_k p_{qk} v_k, \\qquad p_q = \\mathrm{softmax}_k(c \\tanh(a\\, q \\cdot k / c))
 
-    over the keys that `tree_mask` lets q see: those of its segment, at or before it in the row, in the trunk or in its
-    own branch, and fewer than ``window`` positions back. ``a`` is `options.scale`, ``c`` is `options.soft_cap`.
+    The sum is over the keys that `tree_mask` lets q see: those of its segment, at or before it in the row, in the trunk
+    or in its own branch, and fewer than ``window`` positions back. ``a`` is `options.scale`, ``c`` is
+    `options.soft_cap`.
 
     Args:
       q, k, v: queries, keys and values; ``heads`` is a multiple of ``kv_heads`` (grouped-query attention).
       ids: of the tokens of whole rows, ``[rows, length]``, which are the keys.
       options: window, scale and soft-cap.
-      query_start: slot of the first query where k and v are a cache and q only its newest tokens, which stand in the
-        slots from there on; None where q holds whole rows. Slots of segment 0 are empty: no token sees them.
+      query_start: slot of the first query, where k and v are a cache and q holds only its newest tokens, in the slots
+        from there on; None where q holds whole rows. Slots of segment 0 are empty: no token sees them.
       backend: key of `BACKENDS` for whole rows; None takes the first that supports dtype, head size, options and device
-        of the mesh in use (`jax.set_mesh`), or else the default device. The numbers are the same up to rounding. A
-        cache has one way of its own.
+        of the mesh in use (`jax.set_mesh`), or else the default device. The numbers are the same up to rounding. With
+        a cache it is not used: `cached_attention` computes that case everywhere.
 
     Returns:
-      The attended values in q's dtype; the soft-max is in float32.
+      The attention output in q's dtype; the softmax is in float32.
 
     Raises:
       ValueError: there is no such backend, or the call does not give what it needs.
@@ -127,8 +131,7 @@ def tree_attention(
 def choose_backend(call: AttentionCall, name: AttentionBackend | None = None) -> Backend:
     """The backend of this name, or else the first in `BACKENDS` that supports a call.
 
-    Not chosen by `jax.lax.platform_dependent`: that traces every backend, and cuDNN's cannot be traced where it is
-    absent.
+    `jax.lax.platform_dependent` cannot choose: it traces every backend, and cuDNN's does not trace where it is absent.
 
     Raises:
       ValueError: there is no such backend, or the call does not give what it needs.
@@ -168,8 +171,8 @@ def device_in_use() -> AbstractDevice | None:
 def has_flash_kernels(gpu: AbstractDevice) -> bool:
     """Whether a GPU is NVIDIA's, of the Ampere generation or later.
 
-    A description does not hold the generation: a device of this kind that is here says it, and one that is only
-    described, to compile for it elsewhere, is taken to be new.
+    An abstract device does not hold the generation. A device of the same kind on this machine does; without one, as
+    when compiling for another machine, the GPU counts as new.
     """
     here = next((device for device in jax.devices() if device.device_kind == gpu.device_kind), None)
     if here is None:
@@ -178,10 +181,10 @@ def has_flash_kernels(gpu: AbstractDevice) -> bool:
 
 
 def over_mesh(run: Run) -> Run:
-    """A backend that works on one device, run on each device of the mesh in use with its own rows and heads.
+    """Run a backend that works on one device on each device of the mesh in use, with that device's rows and heads.
 
-    What an axis does not divide is not split over it. Where it divides the query heads but not the key heads, those
-    are repeated first.
+    Rows or heads that an axis does not divide are not split over it. Where the axis divides the query heads but not the
+    key heads, the key heads are repeated first.
     """
 
     def split(q: Array, k: Array, v: Array, ids: TokenIds, options: AttentionOptions) -> Array:
@@ -199,7 +202,7 @@ def over_mesh(run: Run) -> Run:
             run,
             in_specs=(values, values, values, tokens, P()),
             out_specs=values,
-            check_vma=False,  # the kernels' outputs do not say over which axes they vary
+            check_vma=False,  # the kernels do not declare the axes that their outputs vary over
         )
         return on_each_device(q, k, v, ids, jax.tree.map(jnp.int32, options))
 

@@ -1,4 +1,4 @@
-"""Attend over trees in XLA's own operations, tile by tile of the score square, and only tiles with a visible pair."""
+"""Attend over trees in XLA's own operations, tile by tile, and only in tiles with a visible pair."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from easydel.ops.attention.inputs import AttentionOptions, TokenIds
 from easydel.ops.attention.mask import UNSEEN, Tokens, visible
 from easydel.ops.attention.residuals import name_residuals
 
-# Queries and keys of a tile. Its scores for all heads stay in a core's cache, and few of them are masked out.
+# Queries, and keys, of a tile: small enough that the scores of all heads stay in a core's cache and few are masked.
 BLOCK = 64
 
 
 class Tiles(NamedTuple):
-    """The tiles to go through, and the tokens of each block: all that does not depend on queries, keys and values."""
+    """The tiles to compute, and the ids of each block: all that does not depend on queries, keys and values."""
 
     tokens: Tokens  # [blocks, block] each
     keys: Int[Array, "blocks most"]  # key blocks of each query block, the seen ones first
@@ -34,10 +34,12 @@ def tree_attention_xla(
     ids: TokenIds,
     options: AttentionOptions,
 ) -> Float[Array, "rows length heads head_dim"]:
-    """`tree_attention` on CPU, and the backend that the others are tested against.
+    """Compute `tree_attention` on any device; the other backends are tested against this one.
 
-    Tiles of ``BLOCK x BLOCK`` scores go through one after the other with a running soft-max, forward and backward, so
-    memory is that of the inputs and time that of the tiles in which any query may see any key.
+    Tiles of ``BLOCK x BLOCK`` scores are computed one after the other with a running softmax, forward and backward.
+    Memory is that of the inputs; time is that of the tiles in which any query may see any key.
+
+    Args and result are those of `tree_attention`.
 
     References:
       Dao et al., FlashAttention, 2022.
@@ -55,7 +57,7 @@ def tree_attention_xla(
 
 
 def _query_blocks(q: Array, kv_heads: int) -> Float[Array, "blocks kv_heads group_block head_dim"]:
-    """The queries of all heads that share a key head as one block, so that a tile's scores are one product."""
+    """Put the queries of all heads that share a key head into one block, so that a tile's scores are one product."""
     *_, heads, size = q.shape
     q = q.reshape(-1, BLOCK, kv_heads, heads // kv_heads, size)
     return q.transpose(0, 2, 3, 1, 4).reshape(q.shape[0], kv_heads, -1, size)
@@ -115,7 +117,7 @@ def _attend(
     tiles: Tiles,
     soft_cap: float | None,
 ) -> Float[Array, "blocks kv_heads group_block size"]:
-    """Attention of scaled queries."""
+    """The attention output, float32, for queries that are scaled already."""
     return _forward(q, k, v, tiles, soft_cap)[0]
 
 
@@ -148,7 +150,7 @@ def _backward(soft_cap: float | None, residuals: Any, cotangent: Array) -> tuple
 
     def one_block(gradients: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         queries, query, grad, log_z, mean = block
-        # Keys' gradients are gathered transposed: the other way round the products would transpose whole tiles.
+        # Accumulate the gradients of keys and values transposed: otherwise the products would transpose whole tiles.
         query_t, grad_t = query.swapaxes(1, 2), grad.swapaxes(1, 2)
 
         def one_tile(nth: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
