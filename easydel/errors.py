@@ -1,4 +1,4 @@
-"""Write problems and values of any origin into messages: short, and with nothing that steers a terminal."""
+"""Write problems and values of any origin into messages, shortened and without control characters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-# C0 but for newline and tab, DEL and C1, then what has no width or changes the direction of writing, half surrogates
-# (which no terminal can encode) and the invisible tags.
+# C0 except newline and tab, DEL and C1, then characters without width or that change the direction of writing, half
+# surrogates (which no terminal can encode) and the invisible tags.
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]+"
@@ -17,7 +17,12 @@ HIDDEN = re.compile(
 
 
 def listed(problems: Sequence[str], most: int = 20) -> str:
-    """One problem a line, indented; of many, the first and how many more there are."""
+    """One problem per line, indented; of many, the first `most` and the number of the others.
+
+    Example:
+      >>> listed(["a is missing", "b is missing", "c is missing"], most=1)
+      'a is missing\\n  and 2 more'
+    """
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return "\n  ".join([*problems[:most], *more])
 
@@ -43,7 +48,7 @@ def brief(value: object, longest: int = 80) -> str:
 
 
 def shortened(text: str, longest: int, tail: int = 0) -> str:
-    """A text without its end where it is too long, or without its middle where `tail` characters of the end stay.
+    """A text cut to `longest` characters at its end, or in its middle where `tail` characters of the end stay.
 
     Example:
       >>> shortened("a long message", 6)
@@ -55,7 +60,7 @@ def shortened(text: str, longest: int, tail: int = 0) -> str:
 
 
 class _Repr(reprlib.Repr):
-    """`reprlib`, but for integers of more digits than Python is willing to write."""
+    """`reprlib` that describes integers of more digits than Python is willing to write."""
 
     def repr_int(self, x: int, level: int) -> str:
         return super().repr_int(x, level) if x.bit_length() < 10_000 else f"of {x.bit_length()} bits"

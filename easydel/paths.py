@@ -1,4 +1,4 @@
-"""Paths and hub ids as people write them."""
+"""Read paths and hub ids as people write them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def user_path(name: str | Path) -> Path:
-    """The path that a name means: ``~`` is a home folder.
+    """The path that a name means, with ``~`` expanded to the home folder.
 
     Raises:
-      FileNotFoundError: it is in the home folder of a user whom this machine does not know.
+      FileNotFoundError: the path is in the home folder of a user whom this machine does not know.
     """
     try:
         return Path(name).expanduser()

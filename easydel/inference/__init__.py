@@ -1,1 +1,1 @@
-"""Text from a model, by the forward pass that trains it."""
+"""Generate token ids with a model, by the forward pass that trains it."""

@@ -1,4 +1,4 @@
-"""Sample from a model with a key-value cache."""
+"""Sample tokens from a model, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -27,19 +27,25 @@ def generate(
     stop_token_ids: Sequence[int] = (),
     key: PRNGKeyArray | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt token by token; returns the new tokens only, without the stop token.
+    """Continue each prompt token by token.
 
     Args:
       model: the model to sample from.
       prompts: token ids, one list per prompt; lengths may differ.
-      max_new_tokens: most tokens to add.
+      max_new_tokens: largest number of tokens to add to each prompt.
       temperature: 0 picks the likeliest token; above 0, logits are divided by it and sampled.
-      top_p: sample among the likeliest tokens that together hold this probability (Holtzman et al. 2019).
+      top_p: sample among the likeliest tokens that together hold this probability.
       stop_token_ids: ids that end a continuation.
-      key: needed when `temperature` is above 0.
+      key: draws the samples; required when `temperature` is above 0.
+
+    Returns:
+      The new token ids of each prompt, without the stop token.
 
     Raises:
-      ValueError: an empty prompt, or an option out of range.
+      ValueError: a prompt is empty or holds a token id that the model does not have, or an option is out of range.
+
+    References:
+      Holtzman et al., The Curious Case of Neural Text Degeneration, 2019 (`top_p`).
 
     Example:
       >>> [len(tokens) for tokens in generate(model, [[5, 3], [7]], max_new_tokens=4)]
@@ -60,7 +66,7 @@ def generate(
     width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     input_ids = np.zeros((len(prompts), width), np.int32)
     position_ids = np.full((len(prompts), width), -1, np.int32)
-    for row, prompt in enumerate(prompts):  # on the left, so that every row's last token is in the last column
+    for row, prompt in enumerate(prompts):  # padded on the left, so that every row's last token is in the last column
         input_ids[row, width - len(prompt) :] = prompt
         position_ids[row, width - len(prompt) :] = np.arange(len(prompt))
     tokens, lengths = _generate(
@@ -87,7 +93,7 @@ def _generate(
     key: PRNGKeyArray,
     max_new_tokens: int,
 ) -> tuple[Int[Array, "rows new"], Int[Array, " rows"]]:
-    """New tokens, and how many of each row come before its stop token."""
+    """New tokens, and the number of tokens of each row before its stop token."""
     rows, width = input_ids.shape
     cache: KeyValueCache | None = model.empty_cache(rows, width + max_new_tokens)
     hidden, cache, _ = model.hidden_states(input_ids, TokenIds.of_sequences(position_ids), cache=cache)

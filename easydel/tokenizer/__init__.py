@@ -1,1 +1,1 @@
-"""A model's tokenizer: its files checked, loaded and saved."""
+"""Check, load and save the files of a model's tokenizer."""

@@ -12,7 +12,7 @@ from easydel.errors import listed, plain, shown
 from easydel.infra.config_keys import Key
 from easydel.weights.files import read_json
 
-# Any one of them is enough for a fast tokenizer; tokenizer_config.json alone is not.
+# Any one of these files is enough for a fast tokenizer; tokenizer_config.json alone is not.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 TOKENIZER_CONFIG, TEMPLATE, TEMPLATE_FOLDER = (
     "tokenizer_config.json",
@@ -21,7 +21,7 @@ TOKENIZER_CONFIG, TEMPLATE, TEMPLATE_FOLDER = (
 )
 SETTING_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 TEMPLATE_FILES = (TEMPLATE, "chat_template.json")
-# Everything a tokenizer is read from; nothing else is copied beside a model, code least of all.
+# All files that a tokenizer is read from; no others are copied beside a model, and never code.
 TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "sentencepiece.bpe.model", *SETTING_FILES, *TEMPLATE_FILES)
 MOST_BYTES = 1 << 29
 MOST_TOKENS = 1 << 31
@@ -29,11 +29,11 @@ TOKEN_KEYS = frozenset({"__type", "content", "id", "lstrip", "normalized", "rstr
 
 
 def check_tokenizer_folder(folder: Path) -> None:
-    """Refuse a folder without a tokenizer, or whose settings are of another kind than they should be.
+    """Refuse a folder without a tokenizer, or with settings of the wrong type.
 
     Raises:
       FileNotFoundError: the folder holds no tokenizer.
-      ValueError: a file is no JSON object, is too large or no plain file, or a setting is of the wrong kind.
+      ValueError: a file is no JSON object, is too large or no plain file, or a setting is of the wrong type.
     """
     if not any((folder / file).exists() for file in VOCABULARY_FILES):
         raise FileNotFoundError(
@@ -59,11 +59,11 @@ def check_tokenizer_folder(folder: Path) -> None:
 
 
 def _added_tokens_keys(file: Path) -> frozenset[str]:
-    """The keys that added tokens have in a file; `tokenizers` would print those it does not know, and go on."""
+    """The keys of added tokens in a file; `tokenizers` would only print those it does not know, and ignore them."""
     if not file.exists():
         return frozenset()
     text = file.read_bytes().decode("utf-8", "replace")
-    # The vocabulary behind it takes a hundred times as long to parse, and is parsed by `tokenizers`.
+    # The rest of the file, the vocabulary, takes a hundred times as long to parse and is left to `tokenizers`.
     opening = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
     try:
         tokens = json.JSONDecoder().raw_decode(text, opening.end())[0] if opening else []
@@ -73,7 +73,7 @@ def _added_tokens_keys(file: Path) -> frozenset[str]:
 
 
 def setting_problems(settings: Mapping[str, Any]) -> list[str]:
-    """List the wrong settings of a ``tokenizer_config.json`` or ``special_tokens_map.json``, one a line."""
+    """List the wrong settings of a ``tokenizer_config.json`` or ``special_tokens_map.json``, one sentence each."""
     problems = []
     for name, value in settings.items():
         key = EXPECTED.get(name, TOKEN if name.endswith("_token") else None)
@@ -136,7 +136,7 @@ TOKENS = Key(expected="a list of tokens, none of them empty", accepts=_are_token
 FLAG = Key(expected="true or false", accepts=lambda value: isinstance(value, bool))
 TEXT = Key(expected="text", accepts=_is_text)
 SIDE = Key(expected="left or right", accepts=lambda value: value in ("left", "right"))
-# Arguments of a tokenizer's class that no file of a model sets: they open other files or replace its parts.
+# Arguments of a tokenizer's class that no model's file may set: they open other files or replace parts of it.
 NEVER = Key(expected="nothing: no file of a model sets this", accepts=lambda value: value in ([], {}))
 EXPECTED: dict[str, Key] = {
     "add_bos_token": FLAG,

@@ -1,4 +1,4 @@
-"""The tokenizer of a model: loaded from a Hugging Face folder, a hub id or a ``.gguf`` file, and saved."""
+"""Load a model's tokenizer from a Hugging Face folder, a hub id or a ``.gguf`` file, and save it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from easydel.weights.hugging_face import CONFIG
 logger = logging.getLogger("easydel")
 
 HUB_FILES = [*TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", CONFIG]
-# What `transformers` 5 writes about a tokenizer in memory, rather than about the tokenizer.
+# Settings with which `transformers` 5 describes how a tokenizer was loaded, rather than the tokenizer.
 PRIVATE_SETTINGS = ("backend", "files_loaded", "is_local", "local_files_only", "vocab_file")
 STATED_SETTINGS = ("padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens")
 PRETRAINED_CLASS = "PreTrainedTokenizerFast"
@@ -42,6 +42,9 @@ PRETRAINED_CLASS = "PreTrainedTokenizerFast"
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     """Load a tokenizer and nothing else: no weights are read or downloaded, and no code of the model is run.
+
+    Args:
+      name_or_path: Hugging Face folder, ``org/name`` on the hub, or ``.gguf`` file.
 
     Raises:
       FileNotFoundError: there is no such model, or its folder holds no tokenizer.
@@ -66,15 +69,18 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Write a tokenizer's files as they came in, wherever it is still what they say.
+    """Write a tokenizer's files, unchanged wherever they still describe it.
 
-    The files it was loaded from are copied byte for byte; a chat template that was set since takes the place of theirs.
-    What was changed otherwise, or has no files, is written by its own `save_pretrained`, in settings that
+    The files that it was loaded from are copied byte for byte; a chat template that was set since replaces theirs. A
+    tokenizer that was changed otherwise, or has no files, is written by its own `save_pretrained`, in settings that
     `transformers` 4.57 and later read alike.
 
     Args:
-      tokenizer: a tokenizer, a processor, or anything else with `save_pretrained`; without it nothing is written.
-      folder: where; made if absent.
+      tokenizer: a tokenizer, a processor, or any object with `save_pretrained`; for others a warning is logged.
+      folder: the folder to write to, made if absent.
+
+    Raises:
+      OSError: the folder cannot be written; files that were there stay.
     """
     folder = user_path(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -89,7 +95,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         if not _copy_files(tokenizer, new):
             with _quiet():
                 tokenizer.save_pretrained(str(new))
-            # Set since it was made, these are in nothing that save_pretrained writes.
+            # save_pretrained does not write these where they were set after the tokenizer was made.
             stated = {name: getattr(tokenizer, name) for name in STATED_SETTINGS}
             _write_for_all_versions(new / TOKENIZER_CONFIG, stated)
         # Files of another tokenizer would be read beside the new ones.
@@ -102,7 +108,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
 
 
 def _load_folder(folder: Path, name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; `name` is what the user called it."""
+    """The tokenizer of a folder; `name` is the user's name for it, for messages."""
     check_tokenizer_folder(folder)
     try:
         with _quiet():
@@ -110,8 +116,8 @@ def _load_folder(folder: Path, name: str) -> PreTrainedTokenizerFast:
                 str(folder), config=_model_of(folder, name), trust_remote_code=False, local_files_only=True
             )
             tokenizer.convert_ids_to_tokens([token for token in tokenizer.all_special_ids if token is not None])
-    # `tokenizers` reports a damaged tokenizer.json as a plain Exception, a surprising one as KeyError or TypeError, and
-    # its own mistakes as a PanicException, which is no Exception.
+    # `tokenizers` reports a damaged tokenizer.json as a plain Exception, an unexpected one as KeyError or TypeError,
+    # and its own bugs as a PanicException, which is no Exception.
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise
@@ -125,7 +131,7 @@ def _load_folder(folder: Path, name: str) -> PreTrainedTokenizerFast:
 
 
 def _model_of(folder: Path, name: str) -> PreTrainedConfig:
-    """The part of ``config.json`` that chooses a tokenizer's class; its numbers, which size arrays, are left alone."""
+    """The part of ``config.json`` that chooses a tokenizer's class; its numbers, which size arrays, are not read."""
     raw = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     model_type, tokenizer_class = raw.get("model_type"), raw.get("tokenizer_class")
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
@@ -140,7 +146,7 @@ def _model_of(folder: Path, name: str) -> PreTrainedConfig:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what `transformers` has to say about a tokenizer to itself: it is advice on other programs."""
+    """Silence the remarks of `transformers` on a tokenizer: they are advice for other programs."""
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.CRITICAL + 1)
@@ -153,7 +159,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
-    """Copy the files a tokenizer was loaded from, where it is what they say but for its chat template."""
+    """Copy the files a tokenizer was loaded from, where they describe all of it but its chat template.
+
+    Returns:
+      Whether the files were copied; False leaves the folder as it was.
+    """
     source = _source(tokenizer)
     if source is None:
         return False
@@ -194,9 +204,9 @@ def _source(tokenizer: PreTrainedTokenizerFast) -> Path | None:
 
 
 def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Everything that a tokenizer's files say, its chat template aside."""
+    """All that a tokenizer's files describe, except the chat template."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # What the last call padded and truncated to.
+    # These are left over from the last call that padded or truncated.
     backend |= {"padding": None, "truncation": None}
     return {
         "backend": backend,
@@ -210,7 +220,7 @@ def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def _write_template(folder: Path, template: str | None) -> None:
-    """A chat template in place of that of a tokenizer's copied files."""
+    """Write a chat template in place of that of a tokenizer's copied files."""
     config = folder / TOKENIZER_CONFIG
     settings = read_json(config) if config.exists() else {}
     if "chat_template" in settings:
@@ -221,10 +231,10 @@ def _write_template(folder: Path, template: str | None) -> None:
 
 
 def _write_for_all_versions(file: Path, stated: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Put a ``tokenizer_config.json`` of `transformers` 5 in words that 4.57 reads as well.
+    """Rewrite a ``tokenizer_config.json`` of `transformers` 5 in settings that 4.57 reads as well.
 
-    ``tokenizer.json`` beside it says everything about how text is cut, and `PreTrainedTokenizerFast` takes it as it is
-    in both; a class with a name of its own may add to it, in each version something else.
+    ``tokenizer.json`` beside it describes the tokenisation completely, and `PreTrainedTokenizerFast` follows it in both
+    versions; other classes may add to it, differently in each version.
     """
     settings = {name: value for name, value in read_json(file).items() if name not in PRIVATE_SETTINGS} | dict(stated)
     if (file.parent / "tokenizer.json").is_file():

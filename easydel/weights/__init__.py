@@ -1,1 +1,1 @@
-"""Model folders and files: Hugging Face, GGUF, PEFT, tokenizers."""
+"""Read and write model files: Hugging Face folders, GGUF files and PEFT adapters."""

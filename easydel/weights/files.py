@@ -1,4 +1,4 @@
-"""Read and write files of unknown origin safely: checked JSON, paths inside a folder, files replaced at once."""
+"""Read JSON files of unknown origin, keep paths inside a folder, and replace the files of a folder at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LARGEST_JSON = 2**26
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file.
+    """Read a JSON object from a file; errors name the file.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it holds no JSON object in UTF-8, says one key twice, or holds a number that JSON does not know.
+      ValueError: it holds no JSON object in UTF-8, has a key twice, or holds NaN or infinity, which JSON lacks.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} has no {path.name}; expected a Hugging Face model folder.")
@@ -60,7 +60,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """True where a path, links followed, stays in a folder, or in the blobs beside it where that is the hub's cache."""
+    """True where a path, with links followed, stays inside a folder or, in the hub's cache, in the blobs beside it."""
     try:
         target, own = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):  # a link to itself, a name that is too long
@@ -72,7 +72,11 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files replace those of `folder` at the end; a failed write leaves the old ones."""
+    """Give a temporary folder whose files replace those of `folder` at the end; a failed write leaves the old ones.
+
+    Raises:
+      OSError: the files cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="saving-") as name:
         new = Path(name)

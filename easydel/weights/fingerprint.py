@@ -1,4 +1,4 @@
-"""Tell models apart by a digest of all that changes their numbers; that of the weights is computed where they lie."""
+"""Compute a digest of all that decides what a model computes; that of the weights is computed on the devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOLDEN = 0x9E3779B9
 
 
 def model_digest(model: LanguageModel) -> dict[str, Any]:
-    """All that decides what a model computes, in JSON types: family, shape, compute dtype, adapters, weights."""
+    """Describe all that decides what a model computes, in JSON types: family, shape, dtype, adapters, weights."""
     told_apart = {field.name for field in dataclasses.fields(model.config) if field.compare}
     shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name in told_apart}
     settings = {path: [adapter.alpha, adapter.use_rslora, adapter.dropout] for path, adapter in adapters(model).items()}
@@ -38,8 +38,12 @@ def model_digest(model: LanguageModel) -> dict[str, Any]:
 def fingerprint(tree: PyTree) -> str:
     """Hex digest of every array of a pytree: paths, shapes, dtypes and each bit of the values.
 
-    Values are summed up on the devices in wrapping 32-bit integers, so the digest is the same on any mesh and only
-    a few bytes leave a device. It tells weights apart; it is no protection against somebody who forges them.
+    Hashes of the values are summed on the devices in wrapping 32-bit integers, so the digest is the same on any mesh
+    and only a few bytes leave a device. It tells weights apart; it does not protect against somebody who forges them.
+
+    Example:
+      >>> fingerprint({"w": jnp.array([1.0, 2.0])}) == fingerprint({"w": jnp.array([2.0, 1.0])})
+      False
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
@@ -56,16 +60,16 @@ def _sums(leaves: list[Array]) -> list[UInt32[Array, " lanes"]]:
 
 
 def _sum_of(leaf: Array) -> UInt32[Array, " lanes"]:
-    """The sum over all elements of a hash of value and place, under several seeds."""
+    """The sum over all elements of a hash of value and position, one for each of several seeds."""
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(4, leaf.dtype.itemsize)}")).astype(jnp.uint32)
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    position = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    placed = _mix(place + jnp.uint32(GOLDEN)) ^ bits
-    lanes = [_mix(placed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)) for seed in range(LANES)]
-    # One reduction, not four: those would share `placed` by way of memory, in as much of it as the weights take.
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    hashed = _mix(position + jnp.uint32(GOLDEN)) ^ bits
+    lanes = [_mix(hashed + jnp.uint32(seed * GOLDEN & 0xFFFFFFFF)) for seed in range(LANES)]
+    # One reduction, not four: four would each read `hashed` from memory, of which it takes as much as the weights.
     sums = jax.lax.reduce(lanes, [jnp.uint32(0)] * LANES, _add, tuple(range(bits.ndim)))
     return jnp.stack(sums)
 
@@ -75,7 +79,7 @@ def _add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """Spread every bit over the whole word (the last steps of MurmurHash3, Appleby 2011)."""
+    """Spread every bit over the whole word, by the last steps of MurmurHash3 (Appleby, 2011)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""Read slices of tensors from a Hugging Face model folder, and write such a folder in shards."""
+"""Read slices of tensors from a Hugging Face model folder, and write such a folder."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safe
 OWN_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 SHARD_SUFFIX = re.compile(r".*(-of-\d+\.safetensors)")
 # Files that are kept beside the weights: settings for sampling, and the terms of use. A model card describes the
-# original, code is not run here, and the tokenizer saves itself.
+# original, code is not run here, and the tokenizer is saved by the caller.
 KEPT_FILES = (
     "generation_config.json",
     *(f"{name}{suffix}" for name in ("LICENSE", "NOTICE", "USE_POLICY") for suffix in ("", ".txt", ".md")),
 )
 LARGEST_KEPT = 2**20
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-# How quantised checkpoints name what they keep beside or in place of a weight.
+# Ends of the names of tensors that quantised checkpoints hold beside or in place of a weight -> the method.
 QUANTISED_NAMES = {
     ".qweight": "GPTQ or AWQ",
     ".weight_packed": "compressed-tensors",
@@ -51,28 +51,43 @@ UNQUANTISE = (
 
 
 class CheckpointFiles(Protocol):
-    """Tensors of a model on disk under their Hugging Face names, read one slice at a time."""
+    """Tensors of a model on disk under their Hugging Face names, read one slice at a time.
+
+    Attributes:
+      path: folder or file.
+      config: the contents of ``config.json``.
+    """
 
     path: Path
     config: dict[str, Any]
 
     @property
-    def kept_files(self) -> tuple[tuple[str, str], ...]: ...
+    def kept_files(self) -> tuple[tuple[str, str], ...]:
+        """Names and texts of the files that `save_pretrained` writes beside the weights."""
+        ...
 
     @property
-    def tensor_names(self) -> list[str]: ...
+    def tensor_names(self) -> list[str]:
+        """The names of all tensors."""
+        ...
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        ...
 
-    def dtype(self, name: str) -> np.dtype: ...
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype of the values that `read` returns."""
+        ...
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray: ...
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Values of a tensor or of a slice of it, one slice per axis; None reads all of it."""
+        ...
 
 
 class SafetensorsFolder:
     """A folder with ``config.json`` and safetensors weights, in one file or in shards with an index.
 
-    Where there are both, the one file is read, as in transformers.
+    Where a folder has both, the one file is read, as in transformers.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -103,15 +118,19 @@ class SafetensorsFolder:
 
     @property
     def tensor_names(self) -> list[str]:
+        """The names of all tensors, in the order of the files."""
         return list(self._readers)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the file's header."""
         return tuple(self._readers[name].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> np.dtype:
+        """Dtype of a tensor, from the file's header."""
         return np.dtype(FLOATS[self._readers[name].get_slice(name).get_dtype()])
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Values of a tensor or of a slice of it, in its own dtype; only those bytes are read."""
         tensor = self._readers[name].get_slice(name)
         return tensor[index if index is not None else ...]
 
@@ -137,25 +156,25 @@ class SafetensorsFolder:
                 f"{index} names {', '.join(map(plain, missing[:3]))}{', …' if len(missing) > 3 else ''}, not in "
                 f"{self.path}; is the download complete?"
             )
-        places: dict[str, list[str]] = {}
+        files_of: dict[str, list[str]] = {}
         readers: dict[str, Any] = {}
         for file in files:
             tensors = self._open(file)
             readers |= tensors
             for name in tensors:
-                places.setdefault(name, []).append(file)
+                files_of.setdefault(name, []).append(file)
         problems = [
-            f"tensor {plain(name)} is in {' and in '.join(places[name])}" for name in places if len(places[name]) > 1
+            f"tensor {plain(name)} is in {' and in '.join(found)}" for name, found in files_of.items() if len(found) > 1
         ]
         problems += [
-            f"tensor {plain(name)} is in {places[name][0]}, which the index does not say"
-            for name in places
+            f"tensor {plain(name)} is in {files_of[name][0]}, which the index does not say"
+            for name in files_of
             if name not in weight_map
         ]
         problems += [
             f"tensor {plain(name)} is not in {file}, which the index names"
             for name, file in weight_map.items()
-            if file not in places.get(name, [])
+            if file not in files_of.get(name, [])
         ]
         sets = {match[1] for match in map(SHARD_SUFFIX.fullmatch, files) if match}
         problems += [
@@ -168,7 +187,7 @@ class SafetensorsFolder:
         return readers
 
     def _report_unused_index(self) -> None:
-        """Log that an index beside the one file is not followed, where it names other files."""
+        """Warn that an index beside the one file is ignored, where it names other files."""
         if not (self.path / WEIGHTS_INDEX).exists():
             return
         try:
@@ -209,7 +228,7 @@ def _few(problems: Sequence[str]) -> str:
 
 
 def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse weights that ``config.json`` says are quantised, before any is opened."""
+    """Refuse weights that are quantised according to ``config.json``, before any file is opened."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
         if settings:
@@ -221,10 +240,11 @@ def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:
-    """The index of a folder: tensor -> file, every file a plain name of a safetensors file inside the folder.
+    """Read the index of a folder: tensor -> file, where every file is a safetensors file inside the folder.
 
     Raises:
-      ValueError: the index is no such mapping; names what is wrong.
+      FileNotFoundError: there is no index.
+      ValueError: the index is no such mapping; names the wrong entries.
     """
     path = folder / WEIGHTS_INDEX
     weight_map = read_json(path).get("weight_map")
@@ -247,7 +267,7 @@ def read_weight_map(folder: Path) -> dict[str, str]:
 
 
 def read_kept_files(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Names and texts of the files in a folder that go with the weights; what cannot be read is reported."""
+    """Read the names and texts of a folder's `KEPT_FILES`; a warning is logged for those that cannot be read."""
     kept = []
     for name in KEPT_FILES:
         path = folder / name
@@ -273,9 +293,19 @@ def write_folder(
     max_shard_size: str = "5GB",
     kept_files: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write ``config.json``, the tensors as safetensors, in shards with an index when they are large, and texts.
+    """Write a model folder: ``config.json``, safetensors (in shards with an index where they are large), other texts.
 
-    Values are fetched one shard at a time.
+    Values are fetched one shard at a time. Weights of another model in the folder are removed at the end.
+
+    Args:
+      folder: the folder to write to, made if absent.
+      config: the contents of ``config.json``.
+      tensors: name -> tensor.
+      max_shard_size: largest weights file, e.g. "5GB".
+      kept_files: names and texts of other files.
+
+    Raises:
+      OSError: the folder cannot be written; files that were there stay.
     """
     folder = user_path(folder)
     split = split_state_dict_into_shards_factory(

@@ -30,23 +30,23 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-# The modules of the files that a linear layer is, or is part of, by position in the layer's leading axes.
+# The files' modules that hold a linear layer, by position in the leading axes of its weight.
 Modules = dict[tuple[int, ...], Module]
 
 
 def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
-    """Write a model's adapters, and nothing else of it, as a folder that `peft` opens.
+    """Write a model's adapters alone, as a folder that `peft` opens.
 
-    Several layers that are one module in the files (queries, keys and values of Phi-3) get one adapter together, of all
-    their ranks; the other modules' factors are filled up with zeros to that rank, which changes no number.
+    Layers that the files hold as one module (queries, keys and values of Phi-3) get one adapter together, whose rank is
+    at most the sum of theirs; the factors of other modules are padded with zeros to that rank, which changes no output.
 
     Args:
       model: a model with adapters.
-      folder: where; made if absent.
-      base_model_name_or_path: hub id or folder of the model without adapters, for programs that look it up.
+      folder: the folder to write to, made if absent.
+      base_model_name_or_path: hub id or folder of the model without adapters, for programs that load it by name.
 
     Raises:
-      ValueError: the model has no adapters, or one on a weight that is no matrix in the files.
+      ValueError: the model has no adapters, or one on a weight that the files do not hold as a matrix.
     """
     found = adapters(model)
     if not found:
@@ -59,7 +59,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_pa
         )
     factors = _factors_by_module(found, modules)
     rank = max(len(a) for a, _ in factors.values())
-    # The scale stays what it was, whatever the rank.
+    # The scale stays the same at the larger rank.
     growth = rank / first.rank
     alpha = first.alpha * (math.sqrt(growth) if first.use_rslora else growth)
     config = {
@@ -88,7 +88,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_model_name_or_pa
 
 
 def load_adapter(model: Model, folder: str | Path) -> Model:
-    """The model with the adapters of a folder that `peft` or `save_adapter` wrote; its own arrays are shared.
+    """The model with the adapters of a folder that `peft` or `save_adapter` wrote; other arrays are shared.
 
     Raises:
       FileNotFoundError: the folder has no adapter.
@@ -136,17 +136,17 @@ def _modules(model: LanguageModel) -> dict[str, Modules]:
 def _factors_by_module(
     found: Mapping[str, LoraAdapter], modules: Mapping[str, Modules]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Both factors of every module of the files, ``[rank, in]`` and ``[out, rank]``."""
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray, Module]]] = {}
+    """Both factors of every adapted module of the files, float32 ``[rank, in]`` and ``[out, rank]``."""
+    of_layers: dict[str, list[tuple[np.ndarray, np.ndarray, Module]]] = {}
     for path, adapter in found.items():
         a, b = np.asarray(adapter.a), np.asarray(adapter.b)
         for at, module in modules[path].items():
-            parts.setdefault(module.name, []).append((a[at], b[at], module))
-    return {name: _joined(of_module) for name, of_module in parts.items()}
+            of_layers.setdefault(module.name, []).append((a[at], b[at], module))
+    return {name: _joined(of_module) for name, of_module in of_layers.items()}
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, Module]]) -> tuple[np.ndarray, np.ndarray]:
-    """The factors of one adapter that adds to each part's outputs what its own adapter adds."""
+    """The factors of one adapter for a module that acts on each of its layers as that layer's own adapter does."""
     first_a, first_b, module = parts[0]
     # Layers whose adapters came from one module still share its first factor, unless they were trained.
     is_shared = all(np.array_equal(a, first_a) for a, _, _ in parts)
@@ -163,8 +163,9 @@ def _tensor_name(module: str, factor: str) -> str:
 
 
 def _ends_of(modules: Mapping[str, Modules], found: Collection[str]) -> list[str]:
-    """What ``target_modules`` says of the linear layers `found`: the last words of their modules' names, or the whole
-    names where a module that has no adapter ends in the same word.
+    """The ``target_modules`` of the linear layers `found`: last words of module names, or whole names where needed.
+
+    Whole names are needed where a module without an adapter ends in the same word.
     """
     adapted = {module.name for path in found for module in modules[path].values()}
     every = {module.name for of_path in modules.values() for module in of_path.values()}
@@ -178,8 +179,9 @@ def _ends_of(modules: Mapping[str, Modules], found: Collection[str]) -> list[str
 
 
 def _targets(folder: Path, modules: Mapping[str, Modules], target_modules: str | list[str]) -> list[str]:
-    """The paths of the linear layers that ``target_modules`` names: by the ends of their names or, as text, by a
-    regular expression.
+    """The paths of the linear layers that ``target_modules`` names.
+
+    A list holds ends of module names; text is a regular expression for whole names.
     """
     everything = [module.name for of_path in modules.values() for module in of_path.values()]
     problems: list[str] = []
@@ -204,16 +206,16 @@ def _targets(folder: Path, modules: Mapping[str, Modules], target_modules: str |
             kind = "layers" if len(next(iter(of_path))) < 2 else "experts of all layers"
             problems.append(f"{path} is adapted in {hits} of {len(of_path)} {kind}, not in all")
     if problems or not targets:
-        places = ", ".join(path for path in modules if modules[path])
+        adaptable = ", ".join(path for path in modules if modules[path])
         raise ValueError(
             f"{folder / ADAPTER_CONFIG} has target_modules {shown(target_modules)}; adapters here sit on "
-            f"{places}, each in all layers:\n  {listed(problems or ['none matches'])}"
+            f"{adaptable}, each in all layers:\n  {listed(problems or ['none matches'])}"
         )
     return targets
 
 
 def _ends(name: str) -> set[str]:
-    """A dotted name and every end of it that begins behind a dot."""
+    """A dotted name and every end of it that begins after a dot."""
     parts = name.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}
 
@@ -221,7 +223,7 @@ def _ends(name: str) -> set[str]:
 def _read_tensors(
     folder: Path, targets: Mapping[str, Linear], modules: Mapping[str, Modules], rank: int
 ) -> dict[str, np.ndarray]:
-    """The adapter's tensors, float32, read only when the file's header has all of them in the right shapes."""
+    """Read the adapter's tensors, float32, only where the file's header has all of them in the right shapes."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, linear in targets.items():
         for module in modules[path].values():
@@ -243,7 +245,7 @@ def _read_tensors(
                 if dtypes[name] not in FLOATS:
                     problems.append(f"tensor {name} is {dtypes[name]}, expected one of {', '.join(FLOATS)}")
             if not problems:
-                with np.errstate(over="ignore"):  # looked at below
+                with np.errstate(over="ignore"):  # infinity is reported below
                     tensors = {name: opened.get_tensor(name).astype(np.float32) for name in expected}
                 problems = [
                     f"tensor {name} holds numbers that are not finite in float32"

@@ -1,4 +1,4 @@
-"""The settings of a PEFT adapter, ``adapter_config.json``: what is read of them, and what must be off."""
+"""Read the settings of a PEFT adapter from ``adapter_config.json``, and refuse those that are not computed here."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from easydel.weights.files import read_json
 from easydel.weights.hugging_face import CONFIG
 
 ADAPTER_CONFIG = "adapter_config.json"
-# Keys with any value: those read below, and those that change no number of a loaded adapter. Every other key must be
-# off, so that a setting of some later PEFT is refused rather than ignored.
+# These keys may have any value: the first are read below, the second change nothing that a loaded adapter computes.
+# Every other key must be off, so that a setting of a later PEFT is refused rather than ignored.
 READ = {
     "peft_type",
     "r",
@@ -27,7 +27,7 @@ READ = {
 }
 WITHOUT_EFFECT = {
     "auto_mapping",
-    "eva_config",  # how an initialisation was found that leaves the base as it is
+    "eva_config",  # of an initialisation that leaves the base's weights as they are
     "inference_mode",
     "megatron_core",
     "peft_version",
@@ -43,7 +43,7 @@ LONGEST_NAME = 4096
 
 
 class AdapterConfig(NamedTuple):
-    """The part of an ``adapter_config.json`` that decides how the adapter computes."""
+    """The settings of an ``adapter_config.json`` that decide what the adapter computes."""
 
     rank: int
     alpha: float
@@ -53,7 +53,12 @@ class AdapterConfig(NamedTuple):
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """Read ``adapter_config.json``; everything that is wrong with it is listed in one error."""
+    """Read the ``adapter_config.json`` of a folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: lists every key that is missing, wrong, or not computed here.
+    """
     config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
     problems = [f"{name} is missing" for name in REQUIRED if config.get(name) is None]
 
@@ -65,7 +70,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     alpha: Any = config.get("lora_alpha")
     targets: Any = config.get("target_modules")
     dropout: Any = config.get("lora_dropout")
-    start = config.get("init_lora_weights")
+    initialisation = config.get("init_lora_weights")
     check("r", isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1, "a whole number of at least 1")
     check("lora_alpha", _is_number(alpha) and 0 < alpha <= LARGEST_ALPHA, "a number above 0")
     check("lora_dropout", _is_number(dropout) and 0 <= dropout < 1, "a share from 0 to below 1")
@@ -77,8 +82,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     )
     if config.get("peft_type") != "LORA":
         problems.append(f"peft_type is {short_repr(config.get('peft_type'))}, expected 'LORA'")
-    if start not in HARMLESS_INITIALISATIONS:
-        problems.append(f"init_lora_weights is {short_repr(start)}, which changes the base's weights too")
+    if initialisation not in HARMLESS_INITIALISATIONS:
+        problems.append(f"init_lora_weights is {short_repr(initialisation)}, which changes the base's weights too")
     problems += [
         f"{plain(name)} is {short_repr(value)}, which is not computed here"
         for name, value in config.items()
@@ -98,7 +103,7 @@ def base_of_adapter(folder: Path) -> str:
     """The model an adapter was made for, as its ``adapter_config.json`` names it.
 
     Raises:
-      ValueError: it names none, one at a revision of its own, or another adapter; or it cannot be used at all.
+      ValueError: it names no model, a revision of one, or another adapter; or the adapter cannot be used at all.
     """
     read_adapter_config(folder)  # before a base is loaded in vain
     file, config = folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)

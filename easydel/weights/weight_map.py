@@ -1,7 +1,7 @@
-"""How a model's arrays and the tensors of a Hugging Face folder correspond, in both directions.
+"""Map a model's arrays to the tensors of a Hugging Face folder, and back.
 
-A family lists one `TensorRule` for each kind of tensor. From the rules follow the slices of tensors that fill a slice
-of an array (loading), the arrays that make a tensor (saving), and the name of each module (adapters).
+A family lists one `TensorRule` for each kind of tensor. The rules give the slices of tensors that fill a slice of an
+array (loading), the arrays that make a tensor (saving), and the name of each module (adapters).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ Slices = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TensorRule:
-    """Which arrays one kind of tensor is made of.
+    """The arrays that make one kind of tensor.
 
-    A *block* is what an array holds for one tensor: the array without the leading axes that stand for the
+    A *block* is the slice of an array that belongs to one tensor: the array without the leading axes that stand for the
     placeholders of the tensor's name. An array ``[layers, experts, out, in]`` and the name
     ``model.layers.{layer}.mlp.experts.{expert}.up_proj.weight`` have blocks ``[out, in]``; where the file stacks the
     experts itself (``model.layers.{layer}.mlp.experts.up_proj``), they are ``[experts, out, in]``.
 
     Attributes:
       tensor: name in the folder, with ``{layer}`` and ``{expert}`` where there is one tensor for each.
-      arrays: paths of the arrays; several are joined along `axis`, in this order. None is the tensor's own name.
-      layers: which layers they belong to: a tuple for arrays stacked over those layers in that order, a number for
-        arrays of one layer without an axis for it, None for what is in no layer.
+      arrays: paths of the arrays; several are joined along `axis`, in this order. An empty tuple takes the tensor's own
+        name as the path.
+      layers: the layers that the arrays belong to: a tuple for arrays stacked over those layers in that order, a number
+        for arrays of one layer without an axis for it, None for arrays outside the layers.
       axis: the axis of the block along which several arrays are joined.
       interleaved: entries of the arrays take turns along `axis`, rather than one array following the other.
       transposed: the file swaps the last two axes of the block.
@@ -56,7 +57,13 @@ class TensorRule:
         object.__setattr__(self, "arrays", tuple(self.arrays) or (self.tensor,))
 
     def under(self, arrays: str, tensors: str, layers: Sequence[int] | int | None = None) -> TensorRule:
-        """The rule of a part of a model, with prefixes for both sides and the layers that the part is repeated in."""
+        """The same rule for a module inside a model.
+
+        Args:
+          arrays: path of the module in the model.
+          tensors: its name in the folder.
+          layers: as the attribute, where the module is one of the decoder layers.
+        """
         return dataclasses.replace(
             self,
             tensor=f"{tensors}.{self.tensor}",
@@ -65,7 +72,7 @@ class TensorRule:
         )
 
     def stacked_axes(self) -> int:
-        """How many leading axes of the arrays stand for placeholders of the name."""
+        """Number of leading axes of the arrays that stand for placeholders of the name."""
         return isinstance(self.layers, tuple) + (EXPERT in self.tensor)
 
     def name(self, position: Sequence[int]) -> str:
@@ -82,7 +89,13 @@ class TensorRule:
         return tuple(self._swapped(shape))
 
     def source(self, number: int, blocks: Sequence[Shape], part: Slices) -> Slices:
-        """Where a part of the block of array `number` lies in the tensor; every slice has a start and a stop."""
+        """The slices of the tensor that hold a part of the block of one array.
+
+        Args:
+          number: index of the array in `arrays`.
+          blocks: shapes of the blocks of all arrays.
+          part: one slice per axis of the block, each with a start and a stop.
+        """
         slices = list(part)
         if len(blocks) > 1:
             start, stop = slices[self.axis].start, slices[self.axis].stop
@@ -95,7 +108,7 @@ class TensorRule:
         return tuple(self._swapped(slices))
 
     def joined(self, blocks: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor that blocks make."""
+        """The tensor that blocks make, one block per array."""
         tensor = blocks[0]
         if len(blocks) > 1 and self.interleaved:
             tensor = np.stack(blocks, self.axis + 1)
@@ -114,7 +127,7 @@ class Piece:
 
     Attributes:
       tensor: name of the tensor.
-      source: the part of it, one slice an axis; a step other than 1 skips the entries of other arrays.
+      source: the part of it, one slice per axis; a step other than 1 skips the entries of other arrays.
       target: position in the leading axes of the slice of the array that is filled.
       transposed: swap the last two axes after reading.
     """
@@ -125,7 +138,11 @@ class Piece:
     transposed: bool
 
     def read(self, read: Callable[[str, Slices], np.ndarray]) -> np.ndarray:
-        """The values, from a function that reads a part (in steps of 1) of the tensor of a name."""
+        """The values of the piece.
+
+        Args:
+          read: gets a tensor's name and one slice of step 1 per axis; returns those values.
+        """
         values = read(self.tensor, tuple(slice(part.start, part.stop) for part in self.source))
         values = values[tuple(slice(None, None, part.step) for part in self.source)]
         return values.swapaxes(-1, -2) if self.transposed else values
@@ -133,11 +150,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class SavedTensor:
-    """A tensor to be saved, whose values are fetched when they are written.
+    """A tensor to save, whose values are fetched only when they are written.
 
     Attributes:
       shape: of the tensor.
-      dtype: on disk.
+      dtype: of the values on disk.
       read: fetches the values.
     """
 
@@ -147,16 +164,17 @@ class SavedTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size on disk, in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class Module(NamedTuple):
-    """Where a linear layer's outputs are among those of a module of the folder.
+    """The module of the folder that holds a linear layer, and the layer's rows in it.
 
     Attributes:
       name: of the module, e.g. "model.layers.3.self_attn.qkv_proj".
-      rows: of the module's weight.
-      size_out: how many rows the module has.
+      rows: rows of the module's weight that are the layer's.
+      size_out: number of rows of the module's weight.
     """
 
     name: str
@@ -167,12 +185,12 @@ class Module(NamedTuple):
 class WeightMap:
     """The rules of a model, by the paths of its arrays and by the names of its tensors.
 
-    Rules of arrays that a model lacks (biases, the head of a tied model) are not used.
+    Rules of arrays that a model lacks (biases, the head of a tied model) stay unused.
 
     Args:
       rules: one for each kind of tensor.
-      others: regular expression for the names of tensors that belong to other parts of a folder, such as a vision
-        tower: loading leaves them alone and saving keeps them. None where a folder holds the language model alone.
+      others: regular expression for the names of tensors of other parts of a folder, such as a vision tower: loading
+        ignores them and saving keeps them. None where a folder holds the language model alone.
 
     Raises:
       ValueError: two rules fill one array.
@@ -197,9 +215,12 @@ class WeightMap:
         """The same arrays in a folder that holds other parts too, whose tensors are kept on saving.
 
         Args:
-          prefixes: how names begin in a plain folder -> how they begin in this one, e.g.
-            ``{"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}``. All other names are those
-            of other parts.
+          prefixes: start of names in a plain folder -> their start in this one, e.g.
+            ``{"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}``. All other names belong to
+            other parts.
+
+        Raises:
+          ValueError: a rule's tensor begins with none of the prefixes.
         """
 
         def renamed(rule: TensorRule) -> TensorRule:
@@ -241,7 +262,7 @@ class WeightMap:
 
         Raises:
           KeyError: no rule fills an array, or one of several that make a tensor is missing.
-          ValueError: an array is stacked over another number of layers than its rule says.
+          ValueError: an array is stacked over another number of layers than its rule has.
         """
         return {
             rule.name(position): rule.tensor_shape([shape[rule.stacked_axes() :] for shape in parts])
@@ -250,24 +271,24 @@ class WeightMap:
         }
 
     def pieces(self, path: str, index: Slices, shapes: Shapes) -> Iterator[Piece]:
-        """What fills a slice of an array, one piece a tensor.
+        """The pieces that fill a slice of an array, one per tensor.
 
         Args:
           path: of the array.
-          index: one slice an axis, each of step 1.
+          index: one slice per axis, each of step 1.
           shapes: of all arrays.
         """
         rule = self.rule(path)
         axes = rule.stacked_axes()
         ranges = [range(*part.indices(size)) for part, size in zip(index, shapes[path])]
-        part = tuple(slice(places.start, places.stop) for places in ranges[axes:])
+        part = tuple(slice(positions.start, positions.stop) for positions in ranges[axes:])
         source = rule.source(rule.arrays.index(path), [shapes[other][axes:] for other in rule.arrays], part)
         for position in itertools.product(*ranges[:axes]):
-            target = tuple(at - places.start for at, places in zip(position, ranges))
+            target = tuple(at - positions.start for at, positions in zip(position, ranges))
             yield Piece(rule.name(position), source, target, rule.transposed)
 
     def tensors(self, arrays: Mapping[str, Any], dtype: np.dtype | None = None) -> dict[str, SavedTensor]:
-        """The tensors that a model's arrays make, each fetched from the devices when it is read.
+        """The tensors that a model's arrays make, by name, each fetched from the devices when it is read.
 
         Args:
           arrays: path -> array.
@@ -285,14 +306,14 @@ class WeightMap:
         return tensors
 
     def modules(self, path: str, shapes: Shapes) -> dict[tuple[int, ...], Module]:
-        """The folder's modules of a linear layer, by their positions in the leading axes of its weight.
+        """The folder's modules that hold a linear layer, by position in the leading axes of its weight.
 
         Args:
           path: of the linear layer.
-          shapes: of the weights of all linear layers, by the paths of the arrays.
+          shapes: array path -> shape, of the weights of all linear layers.
 
         Returns:
-          Nothing where the folder holds the weight in another form than matrices ``[out, in]``.
+          An empty dict where the folder does not hold the weight as matrices ``[out, in]``.
         """
         rule, shape = self.rule(f"{path}.weight"), shapes[f"{path}.weight"]
         axes = rule.stacked_axes()
@@ -308,7 +329,7 @@ class WeightMap:
         }
 
     def _used(self, shapes: Shapes) -> Iterator[tuple[TensorRule, list[Shape]]]:
-        """The rules of the arrays that there are, with the shapes of their arrays; arrays' order is kept."""
+        """The rules of the given arrays, each with the shapes of its arrays, in the order of the arrays."""
         for rule in dict.fromkeys(self.rule(path) for path in shapes):
             if missing := [path for path in rule.arrays if path not in shapes]:
                 raise KeyError(f"{rule.tensor} is made of {', '.join(missing)} too, which the model does not have.")
@@ -319,22 +340,28 @@ class WeightMap:
             yield rule, parts
 
     def _positions(self, rule: TensorRule, shape: Shape) -> Iterator[tuple[int, ...]]:
+        """Every position in the leading axes of an array of this shape."""
         return itertools.product(*map(range, shape[: rule.stacked_axes()]))
 
 
 def _joined(rule: TensorRule, arrays: Sequence[Any], position: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # Indexed where it lies: a copy of the whole array on the host would stay there as long as the array.
+    # Index on the device: a copy of the whole array on the host would live as long as the array.
     blocks = [np.asarray(array[position] if position else array) for array in arrays]
     return rule.joined(blocks).astype(dtype, copy=False)
 
 
 def linear(tensor: str, path: str = "") -> tuple[TensorRule, ...]:
-    """The rules of a linear layer: weight and, where the model has one, bias; `path` is the array's, if another."""
+    """The rules of a linear layer: its weight and, where the model has one, its bias.
+
+    Args:
+      tensor: name of the layer in the folder.
+      path: of the layer in the model; "" is the same as `tensor`.
+    """
     return tuple(TensorRule(f"{tensor}.{kind}", (f"{path or tensor}.{kind}",)) for kind in ("weight", "bias"))
 
 
 def fused_linear(tensor: str, paths: Sequence[str]) -> tuple[TensorRule, ...]:
-    """The rules of several linear layers that the file holds as one, their outputs one after the other.
+    """The rules of several linear layers that the file holds as one, with their outputs one after the other.
 
     Example:
       >>> [rule.tensor for rule in fused_linear("mlp.gate_up_proj", ["mlp.gate_proj", "mlp.up_proj"])]

@@ -1,1 +1,1 @@
-"""llama.cpp's model files, read as if they were Hugging Face folders."""
+"""Read llama.cpp's ``.gguf`` model files as if they were Hugging Face folders."""

@@ -32,13 +32,18 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 
-# llama.cpp turns neighbouring rows by one angle, Hugging Face rows half a head apart, so the llama converter
+# llama.cpp rotates neighbouring rows by one angle, Hugging Face rows that are half a head apart, so the llama converter
 # reorders the rows of q and k; llama.cpp runs the other architectures in Hugging Face order.
 PERMUTED_ARCHITECTURES = frozenset({"llama"})
 
 
 def hugging_face_name(name: str) -> str | None:
-    """The Hugging Face name of a ggml tensor, or None for one that has none."""
+    """The Hugging Face name of a ggml tensor; None where it has none.
+
+    Example:
+      >>> hugging_face_name("blk.3.attn_q.weight")
+      'model.layers.3.self_attn.q_proj.weight'
+    """
     if name in MODEL_NAMES:
         return MODEL_NAMES[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -48,7 +53,7 @@ def hugging_face_name(name: str) -> str | None:
 
 
 class GGUFCheckpoint:
-    """A GGUF model file with the face of a Hugging Face folder: config, tensor names, shapes, float32 values.
+    """A GGUF model file with the interface of `CheckpointFiles`: Hugging Face config, names and shapes, float32 values.
 
     Tensors are dequantised when read, one at a time; the last one stays in memory, because a loader asks for the
     slices of one tensor in a row. Needs the ``gguf`` extra.
@@ -85,7 +90,7 @@ class GGUFCheckpoint:
 
     @property
     def kept_files(self) -> tuple[tuple[str, str], ...]:
-        """A GGUF file is one file: nothing lies beside it."""
+        """Always empty: no files belong to a GGUF file."""
         return ()
 
     @property
@@ -98,11 +103,11 @@ class GGUFCheckpoint:
         return self._find(name).shape
 
     def dtype(self, name: str) -> np.dtype:
-        """Of what `read` gives."""
+        """Dtype of the values that `read` returns."""
         return np.dtype(np.float32)
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Values of a tensor or of one part of it, float32, read-only.
+        """Values of a tensor or of a slice of it, float32, read-only.
 
         Raises:
           KeyError: the file has no such tensor.
@@ -111,7 +116,7 @@ class GGUFCheckpoint:
         tensor = self._find(name)
         last = self._last
         if last is None or last[0] != name:
-            # The old tensor goes before the new one comes, so that there are never two.
+            # Free the old tensor first, so that there are never two in memory.
             self._last = last = None
             values = self._dequantize(name, tensor)
             heads = _heads_in_rows(name, self.config)
@@ -177,15 +182,15 @@ class GGUFCheckpoint:
 
 
 def unpermute_rotary(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a q or k projection from llama.cpp's order to Hugging Face's.
+    """Reorder the rows of a q or k projection from llama.cpp's order to Hugging Face's.
 
     Args:
-      values: weight ``[heads * head_dim, in]`` or bias ``[heads * head_dim]``; in each head, rows 2i and 2i + 1 turn
-        by one angle.
+      values: weight ``[heads * head_dim, in]`` or bias ``[heads * head_dim]``; in each head, rows 2i and 2i + 1
+        are rotated by one angle.
       heads: number of heads in the rows.
 
     Returns:
-      The same shape; in each head, rows i and i + head_dim / 2 turn by one angle.
+      The same shape; in each head, rows i and i + head_dim / 2 are rotated by one angle.
     """
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)

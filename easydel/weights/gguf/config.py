@@ -1,4 +1,4 @@
-"""The Hugging Face config of the model in a ``.gguf`` file."""
+"""Derive the Hugging Face config of the model in a ``.gguf`` file."""
 
 import reprlib
 from collections.abc import Mapping
@@ -16,7 +16,16 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def hugging_face_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray | None) -> dict[str, Any]:
-    """The ``config.json`` of the model in a GGUF file; `rope_factors` are its ``rope_freqs.weight``, if any."""
+    """The ``config.json`` of the model in a GGUF file.
+
+    Args:
+      path: of the file, for messages.
+      header: its metadata and tensors.
+      rope_factors: values of its ``rope_freqs.weight``, ``[head_dim / 2]``; None where it has none.
+
+    Raises:
+      ValueError: the metadata are damaged, or describe a model that cannot be represented.
+    """
     metadata, tensors = header.metadata, header.tensors
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -41,7 +50,7 @@ def hugging_face_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray
         raise ValueError(f"{path} has no tensor token_embd.weight; expected a whole language model.")
 
     layers, hidden_size = need("block_count"), need("embedding_length")
-    # The number of layers sizes lists long before a missing tensor would be noticed.
+    # Lists of this length are made long before a missing tensor would be noticed.
     if layers > len(tensors):
         raise ValueError(f"{path}: {architecture}.block_count={layers}, but the file has {len(tensors)} tensors.")
     heads = _one_for_all_layers(path, "attention.head_count", need("attention.head_count", SIZES))
@@ -127,13 +136,13 @@ def _rope_scaling(path: Path, metadata: Mapping[str, Any], architecture: str) ->
 
 
 def _llama3_rope_scaling(path: Path, factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """The config of which ``factors [head_dim / 2]``, dividing the rotary frequencies, are the outcome."""
+    """The ``rope_scaling`` that gives these divisors of the frequencies, ``[head_dim / 2]``; None if all are 1."""
     if np.all(factors == 1):
         return None
     if not np.all(np.isfinite(factors) & (factors > 0)):
         raise ValueError(f"{path}: {ROPE_FACTORS} holds numbers that are not finite and above 0; the file is damaged.")
-    # The file keeps the outcome, not the settings. These are the ones of every published Llama 3 model; the longest
-    # wavelength is stretched by the whole factor, which tells the last of them.
+    # The file holds the divisors, not the settings. Every published Llama 3 model has the settings below; the factor is
+    # the divisor of the longest wavelength.
     scaling = {
         "rope_type": "llama3",
         "factor": float(factors.max()),

@@ -1,4 +1,4 @@
-"""Read the header of a ``.gguf`` file: its metadata, and where each tensor lies."""
+"""Read the header of a ``.gguf`` file: its metadata, and the shape, type and offset of each tensor."""
 
 import math
 import os
@@ -51,7 +51,11 @@ NUMBERS = Key(
 
 
 def checked(path: Path, key: str, value: Any, kind: Key) -> Any:
-    """A value of a file's metadata, where it is of the right kind; else the `ValueError` that every such value gets."""
+    """The value of a metadata key, checked.
+
+    Raises:
+      ValueError: the value is not one that `kind` accepts.
+    """
     if not kind.accepts(value):
         raise ValueError(f"{path}: {plain(key)}={shown(value)}, expected {kind.expected}; the file is damaged.")
     return value
@@ -59,7 +63,7 @@ def checked(path: Path, key: str, value: Any, kind: Key) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where one tensor lies: shape in numpy order, ggml type number, first byte in the file."""
+    """Shape in numpy order, ggml type number, and first byte in the file, of one tensor."""
 
     shape: tuple[int, ...]
     ggml_type: int
@@ -68,7 +72,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """Everything in a GGUF file that comes before the weights."""
+    """The metadata and tensor list that precede the weights in a GGUF file."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
@@ -77,7 +81,7 @@ class GGUFHeader:
 class _HeaderReader:
     """A position in the header; every read checks that the file goes on that far."""
 
-    # The gguf package's own reader makes one numpy array a token and merge: seconds, where this takes a fraction.
+    # The gguf package's own reader makes one numpy array per token and merge: seconds, where this takes a fraction.
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path, self.data, self.position = path, data, 0
 
@@ -88,7 +92,7 @@ class _HeaderReader:
         return self.data[start:end]
 
     def require(self, size: int) -> None:
-        """Refuse a header that says that so many bytes follow where they do not."""
+        """Refuse a file that ends before the next `size` bytes."""
         end = self.position + size
         if end > len(self.data):
             raise ValueError(
@@ -130,7 +134,7 @@ class _HeaderReader:
                 "the file is damaged."
             )
         if kind not in _SCALAR_FORMATS:
-            # Each string has its length in front. What is checked first is not built in vain.
+            # Each string takes at least the 8 bytes of its length: refuse an impossible count before building a list.
             self.require(8 * count)
             return [self.value(kind) for _ in range(count)]
         item = np.dtype(_SCALAR_FORMATS[kind]).newbyteorder("<")
@@ -138,7 +142,7 @@ class _HeaderReader:
 
 
 def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
-    """Metadata and tensor places of a GGUF file, version 2 or 3, little-endian.
+    """Read the metadata and the tensor list of a GGUF file, version 2 or 3, little-endian.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -175,7 +179,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
             "Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT."
         )
 
-    places: list[tuple[str, tuple[int, ...], int, int]] = []
+    entries: list[tuple[str, tuple[int, ...], int, int]] = []
     for _ in range(tensor_count):
         name, rank = reader.string(), reader.scalar("I")
         if not 1 <= rank <= _MAX_DIMENSIONS:
@@ -186,11 +190,11 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         shape = tuple(reversed([reader.scalar("Q") for _ in range(rank)]))
         if 0 in shape:
             raise ValueError(f"{path}: tensor {plain(name)} has shape {shape}, without values; the file is damaged.")
-        places.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
+        entries.append((name, shape, reader.scalar("I"), reader.scalar("Q")))
     alignment = metadata.get("general.alignment", 32)
     checked(path, "general.alignment", alignment, ALIGNMENT)
     start = -(-reader.position // alignment) * alignment
-    tensors = {name: GGUFTensor(shape, kind, start + offset) for name, shape, kind, offset in places}
-    if len(tensors) != len(places):
+    tensors = {name: GGUFTensor(shape, kind, start + offset) for name, shape, kind, offset in entries}
+    if len(tensors) != len(entries):
         raise ValueError(f"{path} names a tensor twice; the file is damaged.")
     return GGUFHeader(metadata, tensors)

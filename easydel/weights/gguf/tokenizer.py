@@ -16,13 +16,13 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 class PreTokenizer(NamedTuple):
-    """What tells one byte-level BPE from another before its merges run."""
+    """The steps of a byte-level BPE before its merges, which differ between models."""
 
-    pattern: str | None = None  # of one piece of text; None is GPT-2's, which `tokenizers` has built in
+    pattern: str | None = None  # matches one piece of text; None is GPT-2's, which `tokenizers` has built in
     single_digits: bool = False
     nfc: bool = False
     ignore_merges: bool = False  # a piece that is a token stays whole, whatever the merges say
-    adds_bos: bool = False  # where the file does not say
+    adds_bos: bool = False  # unless the file says otherwise
 
 
 _LLAMA_3 = PreTokenizer(
@@ -50,7 +50,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is no GGUF model, or its tokenizer is of a kind or has a pre-tokeniser that is not known.
+      ValueError: the file is no GGUF model, or the kind of its tokenizer or pre-tokeniser is not known.
     """
     path = Path(path)
     metadata = read_header(path).metadata
@@ -63,7 +63,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast
             f"{path} has {len(tokens)} tokens, {len(vocabulary)} of them different, and {len(kinds)} token types; "
             "expected the same number of each. The file is damaged."
         )
-    # A byte-level token holds no space, so the only space parts the two sides of a merge.
+    # A byte-level token holds no space, so a merge has one space, between its two sides.
     merges = [tuple(merge.split(" ")) for merge in _need(path, metadata, "merges", TEXTS)]
     for rank, merge in enumerate(merges):
         if len(merge) != 2 or not vocabulary.keys() >= {*merge, "".join(merge)}:
