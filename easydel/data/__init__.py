@@ -1,6 +1,6 @@
 """Turn rows of any source into tokenised preference pairs, and those into batches; numpy only, never jax.
 
-Read on in the order of a row: `sources` (where it comes from), `preference` (it becomes a pair), `tree` (what that is),
+Read on in the order of a row: `sources` (rows of any origin), `preference` (a row becomes a pair), `tree` (the pair),
 and `batching` (pairs become batches). `faults` names what is wrong with a row.
 """
 

@@ -38,9 +38,9 @@ GOOD = "good"  # counted beside the reasons
 
 
 class DataError(ValueError):
-    """The data cannot be trained on as it is; the message says which rows, why, and what to change.
+    """The data cannot be trained on; the message names the rows, the reason, and the fix.
 
-    What a message quotes of the data may hold anything, so control characters are made visible.
+    A message may quote any text of the data, so control characters are made visible.
     """
 
     def __init__(self, message: str):
@@ -48,19 +48,19 @@ class DataError(ValueError):
 
 
 class UnreadableRow(DataError):
-    """One row cannot be read; those after it can be, from the same iterator."""
+    """One row cannot be read; the same iterator continues with the rows after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowFault:
-    """Why one row cannot become a preference pair.
+    """The reason why one row cannot become a preference pair.
 
     Attributes:
       index: the row's position in the data, -1 when unknown.
       field: the column at fault.
       reason: one of `FAULT_REASONS`.
       message: what was given, what was expected, and the fix; without the row's location.
-      structural: the cause is the whole data set or tokenizer rather than this row, so no row can be expected to work.
+      structural: True where the cause is the data set or the tokenizer rather than this row, so that no row will work.
     """
 
     index: int
@@ -71,7 +71,7 @@ class RowFault:
 
 
 class BadRow(Exception):
-    """Carries a fault from where it is found to the transform that returns it as a `RowFault`; never leaves it."""
+    """Carry a fault from where it is found to the transform, which returns it as a `RowFault`."""
 
     def __init__(self, field: str, reason: FaultReason, message: str, *, structural: bool = False):
         super().__init__(message)
@@ -101,22 +101,22 @@ def unreadable(error: UnreadableRow, index: int) -> RowFault:
 
 
 def describe(value: object) -> str:
-    """A value as a message names it: its type, then the value itself, shortened."""
+    """Describe a value for a message: its type, then the value itself, shortened."""
     return visible(f"{type(value).__name__} {short_repr(value)}")
 
 
 def in_quotes(names: Iterable[object]) -> str:
-    """Names in quotes, the first few of them, each shortened."""
+    """The first few names in quotes, each shortened, and the number of the others."""
     quoted = [f'"{shortened(name, LONGEST_NAME)}"' for name in map(str, names)]
     more = len(quoted) - LISTED_NAMES
     return visible(", ".join(quoted[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 class FaultTally:
-    """Counts good and dropped rows, and stops the run when too large a share is dropped.
+    """Count good and dropped rows, and stop the run when too large a share is dropped.
 
     An epoch sees every row once, so the counts of one epoch are those of the data, and no row has to be remembered.
-    Where epochs differ, because rows are made at random, the largest count of any epoch stands.
+    Where epochs differ, because rows are made at random, the largest count of any epoch is taken.
 
     Args:
       limit: the largest share of rows, 0 to 1, that may be dropped. It is judged once `MINIMUM_ROWS_TO_JUDGE` rows
@@ -159,7 +159,7 @@ class FaultTally:
         self._add(GOOD, epoch)
 
     def record(self, fault: RowFault, location: str, epoch: int = 0) -> None:
-        """Count one dropped row; `location` is such as "train.jsonl, row 812"."""
+        """Count one dropped row; `location` says where it lies, such as "train.jsonl, row 812"."""
         self._add(fault.reason, epoch)
         example = visible(f"{location}: {fault.message}")
         examples = self._examples.setdefault(fault.reason, [])
@@ -170,7 +170,7 @@ class FaultTally:
         self.check()
 
     def state(self) -> dict[str, Any]:
-        """Everything counted so far, as values that JSON can hold."""
+        """All counts so far, in JSON types; `restore` continues from them."""
         return {
             "epoch": self._epoch,
             "current": dict(self._current),
@@ -179,7 +179,7 @@ class FaultTally:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from the counts that `state` returned."""
         self._epoch = state["epoch"]
         self._current, self._earlier = Counter(state["current"]), Counter(state["earlier"])
         self._examples = {reason: list(examples) for reason, examples in state["examples"].items()}

@@ -1,4 +1,4 @@
-"""What a row becomes: a prompt and the completions that branch from it; a preference pair is the tree of two."""
+"""Define the tree that a row becomes, a prompt and the completions that branch from it, and the pair, a tree of two."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ class Branch:
     Attributes:
       ids: token ids, at least one.
       loss_mask: which of them are scored, at least one.
-      truncated: tokens cut from its end.
-      ref_logps: ready-made reference log-prob, in nats, summed over the scored tokens.
+      truncated: number of tokens cut from its end.
     """
 
     ids: Int32[np.ndarray, " completion"]
     loss_mask: Bool[np.ndarray, " completion"]
     truncated: int = 0
-    ref_logps: float | None = None
 
 
 @dataclass(frozen=True)
 class PromptTree:
-    """A prompt and any number of completions; what the model reads of each is prompt ‖ completion.
+    """A prompt and any number of completions; of each completion, the model reads prompt ‖ completion.
 
     Attributes:
       prompt_ids: token ids, at least one.
       branches: the completions, at least one.
       index: the row's position in the data, -1 when unknown.
-      prompt_truncated: tokens cut from the prompt.
+      prompt_truncated: number of tokens cut from the prompt.
 
     Example:
       >>> answers = [Branch(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in ([7, 2], [8, 9, 2], [2])]
@@ -61,7 +59,7 @@ class PromptTree:
     def key(self) -> bytes:
         """Digest of all that a model reads and scores: the number of branches, every token id, every loss mask.
 
-        Reference log-probs are cached by it, so it does not depend on layout, index, or company.
+        Reference log-probs are cached by it, so it does not depend on layout, index, or the other rows of a batch.
         """
         digest = hashlib.blake2b(len(self.branches).to_bytes(8, "little"), digest_size=KEY_BYTES)
         for ids in (self.prompt_ids, *(branch.ids for branch in self.branches)):
@@ -74,16 +72,16 @@ class PromptTree:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One tokenised row; prompt ‖ chosen and prompt ‖ rejected are what the model reads.
+    """One tokenised row; the model reads prompt ‖ chosen and prompt ‖ rejected.
 
     Attributes:
       prompt_ids, chosen_ids, rejected_ids: token ids, at least one each.
       chosen_loss_mask, rejected_loss_mask: which completion tokens are scored, at least one each.
       index: the row's position in the data, -1 when unknown.
-      weight: the row's share in the loss.
-      margin: nats by which the pair's scores are to differ; None where no objective reads it.
+      weight: factor of the row in the loss.
+      margin: difference, in nats, that the pair's scores should reach; None where no objective reads it.
       ref_chosen_logps, ref_rejected_logps: ready-made reference log-probs in nats, both or neither.
-      prompt_truncated, chosen_truncated, rejected_truncated: tokens cut from each.
+      prompt_truncated, chosen_truncated, rejected_truncated: number of tokens cut from each.
     """
 
     prompt_ids: Int32[np.ndarray, " prompt"]
@@ -103,6 +101,6 @@ class PreferencePair:
     @property
     def tree(self) -> PromptTree:
         """The pair as a tree of two branches, chosen first."""
-        chosen = Branch(self.chosen_ids, self.chosen_loss_mask, self.chosen_truncated, self.ref_chosen_logps)
-        rejected = Branch(self.rejected_ids, self.rejected_loss_mask, self.rejected_truncated, self.ref_rejected_logps)
+        chosen = Branch(self.chosen_ids, self.chosen_loss_mask, self.chosen_truncated)
+        rejected = Branch(self.rejected_ids, self.rejected_loss_mask, self.rejected_truncated)
         return PromptTree(self.prompt_ids, (chosen, rejected), self.index, self.prompt_truncated)

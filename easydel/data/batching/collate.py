@@ -16,11 +16,11 @@ from easydel.data.tree import PreferencePair
 
 @dataclass(frozen=True)
 class Collator:
-    """Pairs to one batch.
+    """Collate pairs into one batch, by `pack` or by the user's function.
 
     Args:
-      layout: how pairs become rows of the batch.
-      vocab_size: tokens the model has.
+      layout: packing of pairs into rows.
+      vocab_size: number of tokens of the model.
       data_collator: makes the batch in place of `pack`; None packs.
     """
 
@@ -29,10 +29,11 @@ class Collator:
     data_collator: Callable[[Sequence[PreferencePair]], Batch] | None = None
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> Batch:
-        """The batch.
+        """The batch of the pairs.
 
         Raises:
-          DataError: a token id that the model does not have, or a batch that does not hold the pairs.
+          DataError: a token id is outside the vocabulary, or `data_collator` gave a batch that does not hold the pairs,
+            or whose number of rows does not fit the devices.
         """
         refuse_ids_outside(pairs, self.vocab_size)
         if self.data_collator is None:
@@ -54,10 +55,10 @@ class Collator:
 
 
 def refuse_ids_outside(pairs: Sequence[PreferencePair], vocab_size: int) -> None:
-    """Refuse pairs with tokens that the model does not have.
+    """Refuse pairs with token ids outside the model's vocabulary.
 
     Raises:
-      DataError: names the row and the id.
+      DataError: there is one; names the row and the id.
     """
     for pair in pairs:
         largest = max(ids.max() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
@@ -70,7 +71,7 @@ def refuse_ids_outside(pairs: Sequence[PreferencePair], vocab_size: int) -> None
 
 @dataclass(frozen=True)
 class RowCollator:
-    """Rows to one batch; a row that cannot be used is an error, since nothing counts dropped rows here.
+    """Collate rows into one batch; a row that cannot be used is an error, since nothing counts dropped rows here.
 
     Example:
       >>> from easydel.data.batching.packing import PackingLayout
@@ -99,7 +100,7 @@ class RowCollator:
 
 @dataclass(frozen=True)
 class ColumnCollator:
-    """A dict of columns, as TFDS and ``tf.data`` deliver them, to one batch."""
+    """Collate a dict of columns, as TFDS and ``tf.data`` deliver them, into one batch."""
 
     collate: Callable[[Sequence[Mapping[str, Any]]], Batch]
 
@@ -113,13 +114,17 @@ class ColumnCollator:
 
 
 def rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A dict of columns as a list of rows; byte strings become text, arrays lists.
+    """Turn a dict of columns into a list of rows; byte strings become text, arrays lists.
 
     A column may be a NumPy array, a list, or an object with ``numpy()`` (an eager TensorFlow tensor), and may hold a
     dict of columns in turn (chat messages as TFDS stores them: a sequence of features).
 
     Raises:
       DataError: the columns differ in length.
+
+    Example:
+      >>> rows_of_columns({"chosen": np.array([b"yes", b"no"]), "weight": [1, 2]})
+      [{'chosen': 'yes', 'weight': 1}, {'chosen': 'no', 'weight': 2}]
     """
     plain = {name: _column(column) for name, column in columns.items()}
     lengths = {name: len(column) for name, column in plain.items()}
@@ -134,11 +139,12 @@ def _column(value: Any) -> Any:
 
 
 def _record(fields: Mapping[str, Any]) -> Any:
-    """A dict of lists is a list of records, such as messages; any other dict is one record."""
+    """Turn a dict of lists into a list of records, such as messages; any other dict is one record already."""
     return rows_of_columns(fields) if fields and all(isinstance(field, list) for field in fields.values()) else fields
 
 
 def _plain(value: Any) -> Any:
+    """The value in Python's own types."""
     if isinstance(value, Mapping):
         return _record({name: _plain(field) for name, field in value.items()})
     if isinstance(value, bytes):

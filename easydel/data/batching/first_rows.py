@@ -1,4 +1,4 @@
-"""Look at a few rows before anything expensive starts, and tell one data set from another by some of them."""
+"""Check a few rows before anything expensive starts, and compute a digest of a data set from some of its rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDENTITY_ROWS = 64
 
 
 def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
-    """A source's rows without those that cannot be read; these are counted when their turn comes."""
+    """A source's rows without those that cannot be read; `PreferenceLoader` counts these when it reaches them."""
     rows = iter(source)
     while True:
         try:
@@ -35,7 +35,16 @@ def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
 def check_first_rows(
     source: ShardedDataSource, transform: Transform, max_dropped_share: float, rows: int = FIRST_ROWS
 ) -> list[PreferencePair]:
-    """Look at a few rows before anything expensive starts, at all of them where they are few: the good ones' pairs.
+    """Check a few rows before anything expensive starts, or all of them where they are few.
+
+    Args:
+      source: the rows.
+      transform: row and its index -> pair or fault.
+      max_dropped_share: largest share of rows, 0 to 1, that may be dropped; judged here only where all rows are read.
+      rows: number of rows to check.
+
+    Returns:
+      The pairs of the good rows.
 
     Raises:
       DataError: there are no rows, they show a structural fault, none is good, all have weight 0, or a small set has
@@ -69,12 +78,12 @@ def check_first_rows(
 
 
 def refuse_inert_template_options(rows: Iterable[Mapping[str, Any]], transform: PreferenceTransform) -> None:
-    """Refuse ``tools`` and ``chat_template_kwargs`` that leave the first rows' tokens as they are without them.
+    """Refuse ``tools`` and ``chat_template_kwargs`` that change no token of the first rows.
 
-    Rows of plain text use no template, a template may not know what it is given, and a row's own column wins.
+    Rows of plain text use no template, a template may not use a variable, and a row's own column wins.
 
     Raises:
-      ValueError: names the option and the key.
+      ValueError: an option has no effect; names it and the key.
     """
     without: dict[str, PreferenceTransform] = {}
     if transform.tools is not None:
@@ -102,10 +111,10 @@ def _same(a: PreferencePair | RowFault, b: PreferencePair | RowFault) -> bool:
 
 
 def data_identity(source: ShardedDataSource, transform: Transform) -> dict[str, Any]:
-    """Number of rows, where it is known, and a digest of what becomes of some of them.
+    """Number of rows, where it is known, and a digest of the pairs that some of them become.
 
-    The digest is over token ids, so it changes with the rows, the tokenizer, the chat template and the limits. It is
-    taken over rows spread evenly over the data; over the first ones where rows can only be read in order.
+    The digest is over token ids, so it changes with the rows, the tokenizer, the chat template and the limits. The rows
+    are spread evenly over the data; where rows can only be read in order, the first ones are taken.
     """
     digest = hashlib.sha256()
     for index, row in _some_rows(source):

@@ -1,4 +1,4 @@
-"""Load batches of consecutive good rows, in an order that can be resumed; rows are transformed ahead, on threads."""
+"""Load batches of consecutive good rows, resumable at any batch; rows are transformed ahead, on threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from easydel.data.preference.transform import Transform
 from easydel.data.sources.base import ShardedDataSource
 from easydel.data.tree import PreferencePair
 
-# Rows are transformed this many batches ahead of the one being packed, on this many threads.
+# Rows are transformed this many batches ahead of the batch that is being packed, on this many threads.
 ROWS_AHEAD_IN_BATCHES = 2
 THREADS = 4
 PACKED_BATCHES_AHEAD = 2
@@ -26,12 +26,12 @@ PACKED_BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of one row.
+    """The result of transforming one row.
 
     Attributes:
       result: the pair, or what is wrong with the row.
-      epoch: how many times the data was read to its end before.
-      location: of a row that is bad, such as "train.jsonl, row 812".
+      epoch: epoch of the row, from 0.
+      location: where a bad row lies, such as "train.jsonl, row 812"; "" for a good one.
     """
 
     result: PreferencePair | RowFault
@@ -40,9 +40,9 @@ class _Outcome:
 
 
 class _GoodPairs(grain.IterDataset):
-    """The good pairs of a dataset of outcomes, in order; every outcome that goes by is counted in `tally`.
+    """The good pairs of a dataset of outcomes, in order; every outcome is counted in `tally` when it is read.
 
-    The counts belong to the iterator's state, so that they continue with it.
+    The counts are part of the iterator's state, so that they resume with it.
     """
 
     def __init__(self, outcomes: grain.IterDataset, tally: FaultTally):
@@ -83,13 +83,13 @@ class _GoodPairsIterator(grain.DatasetIterator):
 class BatchIterator(Iterator[Batch]):
     """Batches from a position in the data on; made by `PreferenceLoader.iterate`.
 
-    Batches are made ahead on threads; `position` and `tally` speak of the batches that were handed out.
+    Batches are made ahead on threads; `position` and `tally` describe only those that were returned.
 
     Attributes:
-      tally: rows up to the end of the latest batch, good and dropped.
+      tally: counts of good and dropped rows up to the end of the latest batch.
 
     Raises:
-      DataError: from ``next``, when too large a share of the rows cannot be used or there is none at all.
+      DataError: from ``next``, when too large a share of the rows cannot be used or there are no rows.
     """
 
     def __init__(self, batches: grain.IterDataset, ahead: FaultTally, order: dict[str, Any], state: Any):
@@ -108,7 +108,7 @@ class BatchIterator(Iterator[Batch]):
         try:
             batch = next(self._batches)
         except (StopIteration, DataError) as end:
-            # Nothing runs ahead any more, and bad rows may have come after the last batch.
+            # No thread works ahead any more, and bad rows may follow the last batch.
             self._ended = True
             self.tally.restore(self._ahead.state())
             if isinstance(end, StopIteration):
@@ -120,33 +120,34 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def position(self) -> dict[str, Any]:
-        """The position right after the latest batch, as values that JSON can hold; for `PreferenceLoader.iterate`."""
+        """The position right after the latest batch, in JSON types; pass it to `PreferenceLoader.iterate` to resume."""
         return {"order": dict(self._order), "state": copy.deepcopy(self._batches.get_state())}
 
     def close(self) -> None:
-        """Stop the threads that work ahead, and give no more batches."""
+        """Stop the threads that work ahead; there are no more batches."""
         self._ended = True
         self._batches.close()
 
 
 class PreferenceLoader:
-    """Batches of `batch_size` consecutive good rows; nothing is transformed before iteration asks for it.
+    """Batches of `batch_size` consecutive good rows; nothing is transformed before iteration starts.
 
-    It can be iterated any number of times; each pass counts its rows anew.
+    A loader can be iterated any number of times; each pass counts its rows anew.
 
     Args:
-      source: rows, by number or in order only.
-      transform: row and its index -> pair, or the fault that keeps it from becoming one.
+      source: rows, with random access or in order only.
+      transform: row and its index -> pair or fault.
       collate: pairs -> batch.
       batch_size: pairs per batch; the last one may hold fewer.
       max_dropped_share: largest share of rows, 0 to 1, that may be dropped.
-      shuffle_seed: a different order each epoch, the same in every run with this seed; None keeps the data's order.
-      shuffle_buffer_size: rows within which a source that can only be read in order is shuffled; its shards are
-        shuffled besides. With access by number, all rows are shuffled.
-      num_epochs: passes over the data in one iteration; batches run on across the end of an epoch.
+      shuffle_seed: draws a new order each epoch, the same in every run; None keeps the data's order.
+      shuffle_buffer_size: window, in rows, in which a source that can only be read in order is shuffled; its shards are
+        shuffled too. With random access, all rows are shuffled.
+      num_epochs: passes over the data in one iteration; a batch may hold the end of one epoch and the start of the
+        next.
 
     Attributes:
-      tally: rows that the latest pass has seen so far, up to its latest batch.
+      tally: counts of good and dropped rows of the latest pass, up to its latest batch.
 
     Example:
       >>> transform = PreferenceTransform(tokenizer)
@@ -185,7 +186,7 @@ class PreferenceLoader:
         return self.iterate()
 
     def iterate(self, position: dict[str, Any] | None = None) -> BatchIterator:
-        """One pass, from its beginning or from where `BatchIterator.position` says.
+        """One pass, from its beginning or resumed from a position that `BatchIterator.position` returned.
 
         Raises:
           ValueError: the position belongs to other data or another order.
@@ -207,7 +208,7 @@ class PreferenceLoader:
         """Rows of the data, good and bad.
 
         Raises:
-          TypeError: the data can only be read in order, so nobody knows.
+          TypeError: the data can only be read in order, so the number is unknown.
         """
         return len(self._source)
 
@@ -218,23 +219,24 @@ class PreferenceLoader:
 
     @property
     def tally(self) -> FaultTally:
+        """Counts of good and dropped rows of the latest pass, up to its latest batch."""
         return FaultTally(self._max_dropped_share) if self._latest is None else self._latest.tally
 
     def counters(self) -> dict[str, float]:
-        """Rows that the latest pass dropped so far."""
+        """Number of rows that the latest pass dropped so far, by the name of its metric."""
         return {"dropped_rows": float(sum(self.tally.dropped.values()))}
 
     def identity(self) -> dict[str, Any]:
-        """What tells these batches from those of other data; see `data_identity`."""
+        """Number of rows and a digest of the data; see `data_identity`."""
         return data_identity(self._source, self._transform)
 
     def first_pairs(self, count: int) -> list[PreferencePair]:
-        """The first good rows, in the data's own order; this is no pass and counts nothing."""
+        """The pairs of the first `count` good rows, in the data's own order; this counts nothing."""
         results = (self._transform(row, index) for index, row in enumerate(readable_rows(self._source)))
         return list(itertools.islice((pair for pair in results if not isinstance(pair, RowFault)), count))
 
     def _order(self) -> dict[str, Any]:
-        """What the order of the rows depends on."""
+        """All that the order of the rows depends on."""
         by_number, shuffled = not self.is_stream, self._shuffle_seed is not None
         return {
             "rows": len(self._source) if by_number else None,
@@ -269,7 +271,7 @@ class PreferenceLoader:
         return outcomes.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=rows_ahead))
 
     def _outcome(self, epoch: int, index: int) -> _Outcome:
-        """A row that is fetched by number."""
+        """The outcome of a row that is fetched by its index."""
         try:
             result = self._transform(self._source[index], index)
         except UnreadableRow as error:
@@ -280,6 +282,7 @@ class PreferenceLoader:
         return _Outcome(result, epoch, self._source.locate(index) if isinstance(result, RowFault) else "")
 
     def _streamed_outcome(self, row: StreamedRow) -> _Outcome:
+        """The outcome of a row that was read in order."""
         if isinstance(row.content, UnreadableRow):
             result: PreferencePair | RowFault = unreadable(row.content, row.number)
         else:

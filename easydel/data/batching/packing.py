@@ -17,16 +17,16 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class PackingLayout:
-    """How trees become rows. Log-probabilities do not depend on it, only time and memory do.
+    """Options of packing trees into rows; they change time and memory, not log-probabilities.
 
     Attributes:
       padding_value: token id that fills the rest of a row; never read, whatever it is.
-      packing: several trees share a row; otherwise one tree per row.
-      share_prompt: all completions of a prompt follow one copy of it; otherwise each has its own.
-      row_multiple: the number of rows is a multiple of this (devices).
-      micro_batches: the batch goes through the model in at least so many micro-batches, one after the other.
+      packing: True lets several trees share a row; False puts one tree in each row.
+      share_prompt: True puts all completions of a prompt behind one copy of it; False gives each its own copy.
+      row_multiple: the number of rows is a multiple of this, the data-parallel size.
+      micro_batches: smallest number of micro-batches in which the model runs the batch, one after the other.
       micro_batch_tokens: positions of a micro-batch per device, a multiple of 128, unless one tree needs more; None is
-        no limit, so that ``micro_batches`` is their number.
+        no limit, and then there are exactly ``micro_batches`` micro-batches.
     """
 
     padding_value: int
@@ -37,10 +37,14 @@ class PackingLayout:
     micro_batch_tokens: int | None = 2048
 
     def count_micro_batches(self, rows: int, length: int) -> int:
-        """Micro-batches of a batch of so many rows: number i of n holds the rows i, i + n, …; the last may be empty.
+        """Number n of micro-batches of a batch; number i holds the rows i, i + n, …, and the last ones may be empty.
 
-        A micro-batch holds one packed row per device, since rows in use are full; of other rows, as many as the limits
-        allow.
+        A micro-batch holds one row per device where rows are packed, since they are full then; otherwise as many rows
+        as the limits allow.
+
+        Args:
+          rows: number of rows of the batch.
+          length: positions of a row.
         """
         if self.micro_batch_tokens is None:
             return self.micro_batches
@@ -49,31 +53,39 @@ class PackingLayout:
         return of_device // next(at_once for at_once in range(most, 0, -1) if of_device % at_once == 0)
 
     def positions_in_use(self, batch: Batch) -> int:
-        """Positions, tokens and padding, of the micro-batches that hold any token."""
+        """Number of positions, tokens and padding, of the micro-batches that hold any token."""
         rows, length = batch["input_ids"].shape
         count = self.count_micro_batches(rows, length)
         last = np.flatnonzero(batch["segment_ids"].any(axis=1)) % count
         return (last.max() + 1) * (rows // count) * length
 
 
-# Where micro-batches know no limit, rows are about this long: shorter ones pack badly, longer ones gain nothing.
+# Row length where micro-batches have no limit: shorter rows pack badly, longer ones gain nothing.
 TARGET_ROW_LENGTH = 2048
 ROW_LENGTH_UNIT = 16
 TOKENS_PER_SLOT = 16
 
 
 def round_up(number: int, unit: int = 1) -> int:
-    """The next of few numbers: units, and from 8 of them on eighths to quarters of the number."""
+    """Round up to a multiple of `unit` and, above 8 units, to one of four numbers per doubling.
+
+    Example:
+      >>> [round_up(number) for number in (7, 9, 17, 33)]
+      [7, 10, 20, 40]
+    """
     units = -(-number // unit)
     step = 1 << max(0, (units - 1).bit_length() - 3)
     return -(-units // step) * step * unit
 
 
 def row_lengths(micro_batch_tokens: int, longest: int, is_one_micro_batch: bool) -> list[int]:
-    """Row lengths to choose from, of which each compiles a program of its own.
+    """Row lengths to choose from, in ascending order; few, since each compiles a program of its own.
 
-    Quarters of a micro-batch, or its eighths and smaller halves where all fits in one; for a tree that is longer than
-    a micro-batch, its own length, rounded up.
+    Args:
+      micro_batch_tokens: positions of a micro-batch per device.
+      longest: length of the longest tree. One that exceeds a micro-batch sets the row length, rounded up.
+      is_one_micro_batch: whether all trees fit in one micro-batch. Then the lengths are eighths of a micro-batch, and
+        halves of the smallest; otherwise they are quarters.
     """
     if longest > micro_batch_tokens:
         return [round_up(longest, ROW_LENGTH_UNIT)]
@@ -86,9 +98,22 @@ def row_lengths(micro_batch_tokens: int, longest: int, is_one_micro_batch: bool)
 
 
 def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[list[int]]:
-    """First-fit decreasing: indices of the trees of each row, at most `slots` and no longer than `row_length` in all.
+    """Assign trees to rows by first-fit decreasing; needs at most 11/9 of the fewest possible rows, plus one.
 
-    Never needs more than 11/9 of the best number of rows, plus one (Johnson 1973).
+    Args:
+      lengths: tokens of each tree.
+      row_length: most tokens of a row.
+      slots: most trees of a row.
+
+    Returns:
+      The indices of the trees of each row.
+
+    References:
+      Johnson, Near-Optimal Bin Packing Algorithms, 1973 (without a limit on trees per row).
+
+    Example:
+      >>> assign_rows([3, 5, 2, 4], row_length=8, slots=4)
+      [[1, 0], [3, 2]]
     """
     rows: list[list[int]] = []
     space: list[int] = []
@@ -105,9 +130,16 @@ def assign_rows(lengths: Sequence[int], row_length: int, slots: int) -> list[lis
 
 
 def choose_rows(lengths: Sequence[int], layout: PackingLayout) -> tuple[int, int, list[list[int]]]:
-    """Number of rows in use, their length, and the trees of each, so that there is the least padding.
+    """Choose the number of rows in use, their length, and the trees of each, for the least padding.
 
-    Where micro-batches know no limit, all rows are computed and compiled for, so their number is one of few.
+    Where micro-batches have no limit, all rows are computed and compiled for, so their number is one of few.
+
+    Args:
+      lengths: tokens of each tree.
+      layout: options of packing.
+
+    Returns:
+      Number of rows, positions of a row, and the indices of the trees of each row.
     """
     micro_batch_tokens, longest = layout.micro_batch_tokens or TARGET_ROW_LENGTH, max(lengths)
     least = layout.row_multiple * layout.micro_batches
@@ -139,7 +171,7 @@ def pack_trees(trees: Sequence[PromptTree], layout: PackingLayout) -> Batch:
       ``target_positions, target_ids, target_slots`` [rows, targets], filled from the left (``target_slots`` is
       ``branches * slot + branch``, both from 0, with ``branches`` the most that any tree has; -1 where there is no
       target);
-      ``branch_mask`` [rows, slots, branches] bool, which branches there are;
+      ``branch_mask`` [rows, slots, branches] bool, True where there is a branch;
       ``tree_order`` [rows, slots] int32, the tree's position in `trees`, -1 where a slot holds none.
 
     Raises:
@@ -160,13 +192,13 @@ def pack_trees(trees: Sequence[PromptTree], layout: PackingLayout) -> Batch:
     in_use, row_length, members = choose_rows([tree.length for tree in laid_out], layout)
     rows = in_use
     if layout.packing and layout.micro_batch_tokens is not None:
-        # As many as there could ever be: the rows in use change from batch to batch, and must not be compiled for.
+        # The largest possible number: the rows in use change from batch to batch, and must not force a compilation.
         rows = max(in_use, layout.row_multiple * -(-len(trees) // layout.row_multiple))
     count = layout.count_micro_batches(rows, row_length)
     at_once = rows // count
     slots = row_length // TOKENS_PER_SLOT if layout.packing else 1
     branches = max(len(tree.branches) for tree in trees)
-    # Every token but a prompt's first ones is predicted once at most, so a row's length bounds its targets too.
+    # Every token is predicted at most once, so a row's length bounds the number of its targets too.
     batch: Batch = {
         name: np.full((rows, row_length), fill, np.int32)
         for name, fill in (
@@ -213,8 +245,8 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
       ``2 * slot + side`` with 0 for chosen and 1 for rejected, -1 where there is no target);
       ``pair_mask`` [rows, slots] bool; ``pair_index`` (the row's position in the data) and ``pair_order`` (its
       position in `pairs`) [rows, slots] int32, -1 where there is none; ``pair_truncated`` (anything was cut)
-      [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, by which what is
-      known of a pair is looked up (`easydel.data.tree.PromptTree.key`);
+      [rows, slots] bool; ``pair_weight`` [rows, slots] float32; ``pair_keys`` [rows, slots, 16] uint8, the digests of
+      the pairs (`easydel.data.tree.PromptTree.key`);
       ``ref_chosen_logps, ref_rejected_logps`` [rows, slots] float32, in nats, when every pair brings them;
       ``pair_margin`` [rows, slots] float32, in nats, when the pairs have margins.
 
@@ -232,11 +264,11 @@ def pack(pairs: Sequence[PreferencePair], layout: PackingLayout) -> Batch:
     trees = [pair.tree for pair in pairs]
     batch = pack_trees(trees, layout)
     order = batch.pop("tree_order")
-    del batch["branch_mask"]  # two wherever there is a pair
+    del batch["branch_mask"]  # a pair always has both branches
 
     def column(values: Sequence[Any], dtype: type, absent: float = 0) -> np.ndarray:
-        """One value per slot, of the pair it holds."""
-        return np.array([*values, absent], dtype)[order]  # position -1 is the last
+        """The value of each slot's pair; `absent` where a slot is empty."""
+        return np.array([*values, absent], dtype)[order]  # order is -1 in an empty slot, which indexes the last entry
 
     batch |= {
         "pair_mask": order >= 0,

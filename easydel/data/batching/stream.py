@@ -1,4 +1,4 @@
-"""Stream rows of sources that can only be read in order: Grain datasets of epochs, shuffled windows and threads."""
+"""Stream the rows of sources that can only be read in order, as Grain datasets, shuffled in windows, on threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from easydel.data.sources.base import Row, ShardedDataSource
 
 @dataclass(frozen=True, slots=True)
 class StreamedRow:
-    """A row and where it was met.
+    """A row with its epoch, shard and number.
 
     Attributes:
-      content: the row, or why it cannot be read.
-      epoch: how many times the data was read to its end before.
-      number: rows of this epoch that were read before it.
-      shard, row: the shard's name, and the row's number in it.
+      content: the row, or the error that says why it cannot be read.
+      epoch: epoch of the row, from 0.
+      number: number of the row in its epoch, from 0.
+      shard, row: the shard's name, and the row's number in it, from 0.
     """
 
     content: Row | UnreadableRow
@@ -36,14 +36,14 @@ class StreamedRow:
 def stream_rows(
     source: ShardedDataSource, *, num_epochs: int, shuffle_seed: int | None, buffer_size: int
 ) -> grain.IterDataset:
-    """Every row of every epoch, as `StreamedRow`; an iterator's state says where to open which shard.
+    """Every row of every epoch, as `StreamedRow`; an iterator's state holds the shard and row to resume at.
 
     Args:
-      source: what to read, in order.
+      source: the rows.
       num_epochs: passes over the data.
       shuffle_seed: shuffles the order of the shards, and then the rows within windows of `buffer_size` rows, anew each
         epoch; None keeps the order of the source.
-      buffer_size: rows of a window; they are held in memory, and read again where iteration resumes from a state.
+      buffer_size: rows of a window; a window is held in memory, and read again on resuming.
     """
 
     def epoch_rows(epoch: int) -> grain.IterDataset:
@@ -115,7 +115,7 @@ class _ShardRowsIterator(grain.DatasetIterator):
 
 
 class _Epochs(grain.IterDataset):
-    """One dataset after the other, each made for its epoch."""
+    """The datasets of all epochs, one after the other, each made when its epoch begins."""
 
     def __init__(self, make: Callable[[int], grain.IterDataset], num_epochs: int):
         super().__init__()
@@ -160,13 +160,13 @@ class _EpochsIterator(grain.DatasetIterator):
 
 
 class MapAhead(grain.IterDataset):
-    """`function` of every element; Grain's own map of a stream runs on one thread.
+    """Apply a function to every element ahead, on several threads; Grain's own map of a stream runs on one.
 
     Args:
       parent: the elements, read on the thread that iterates.
       function: called on `num_threads` threads.
-      num_threads: how many run at once.
-      buffer_size: elements that are worked on or ready ahead of the one asked for.
+      num_threads: number of threads.
+      buffer_size: most elements in work or ready ahead of the one asked for.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class _MapAheadIterator(grain.DatasetIterator):
         self._function = function
         self._buffer_size = buffer_size
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="easydel-rows")
-        # What is ahead, each with the state of the parent right behind it.
+        # Results ahead, each with the state of the parent right after its element.
         self._ahead: deque[tuple[Future, dict[str, Any]]] = deque()
         self._parent_ended = False
         self._state = parent.get_state()

@@ -1,4 +1,4 @@
-"""Lay one tree out as tokens in a row: positions and branches of its tokens, and what each of them predicts."""
+"""Lay one tree out as tokens in a row: positions, branches, and the target that each token predicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT = 0  # branch id of a prompt's tokens; those of the completions count fro
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """One tree as it will stand in a row: the tokens of `pack_trees`' batch keys, positions counted from 0."""
+    """One tree as it lies in a row, in the arrays of `pack_trees`, with slots counted from the tree's first token."""
 
     input_ids: Int[np.ndarray, " length"]
     position_ids: Int[np.ndarray, " length"]
@@ -31,10 +31,14 @@ class TreeLayout:
 
 
 def lay_out(tree: PromptTree, share_prompt: bool) -> TreeLayout:
-    """Write one tree as the prompt and then every completion, or with a copy of the prompt before each of them.
+    """Lay a tree out as its prompt and then every completion, or with a copy of the prompt before each completion.
 
-    A completion's token i is predicted where the token before it stands; the prompt's last token predicts the first
-    token of every completion. Only tokens that carry loss become targets.
+    The token before a completion's token i predicts it; the prompt's last token predicts the first token of every
+    completion. Only scored tokens become targets.
+
+    Args:
+      tree: the prompt and its completions.
+      share_prompt: True lays out one copy of the prompt, False one for each completion.
     """
     prompt = tree.prompt_ids.size
     longest = max(branch.ids.size for branch in tree.branches)

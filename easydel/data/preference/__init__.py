@@ -1,1 +1,1 @@
-"""Turn a row into a tokenised pair; `transform` names the stations in their order."""
+"""Turn a row into a tokenised pair; `transform` lists the steps in their order."""

@@ -1,4 +1,4 @@
-"""Render messages to text by a chat template, and find the characters of that text that the model is to learn."""
+"""Render messages to text by a chat template, and find the characters of that text that carry loss."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class ChatTemplate:
     """A tokenizer's chat template for one row.
 
     Attributes:
-      special_tokens: the tokenizer's special ids and how each is written.
+      tokenizer: the owner of the template.
+      special_tokens: id -> text of the tokenizer's special tokens.
       renderer: renders with the row's tools and keyword arguments.
-      context: what the rendering must show beside the messages.
-      content_as_parts: whether the template is given content as a list of parts rather than as text.
+      context: tools and documents that the rendering must contain.
+      content_as_parts: whether the template gets content as a list of parts rather than as text.
     """
 
     tokenizer: Tokenizer
@@ -36,10 +37,15 @@ class ChatTemplate:
     content_as_parts: bool = False
 
     def render(self, messages: list[Message], field: str, *, generation_prompt: bool = False) -> str:
-        """The conversation as text; with `generation_prompt` it ends where the next answer begins.
+        """Render a conversation to text; with `generation_prompt` it ends where the next answer begins.
+
+        Args:
+          messages: at least one.
+          field: the column that a fault names.
+          generation_prompt: adds the opening of the next answer.
 
         Raises:
-          BadRow: "template error" with what the template said, "no chat template" when there is none.
+          BadRow: "template error" with the template's own message, or "no chat template".
         """
         # Duck-typed tokenizers need not have the attribute; where it exists, None means that none was set.
         if getattr(self.tokenizer, "chat_template", "") is None:
@@ -55,17 +61,18 @@ class ChatTemplate:
     def render_sides(
         self, prompt: list[Message], completions: Mapping[str, list[Message]], prefill: str = ""
     ) -> dict[str, Rendering]:
-        """Each completion, rendered together with the prompt.
+        """Render each completion together with the prompt.
 
-        Where the template leaves something out, it is given the messages in the other spellings that templates expect.
+        Where the template leaves something out, it gets the messages again in other spellings that templates expect.
 
         Args:
           prompt: at least one message.
-          completions: messages that follow the prompt, by the field that a fault names.
-          prefill: opens the first answer of every completion, and is part of the prompt.
+          completions: column name -> messages that follow the prompt.
+          prefill: text that opens the first answer of every completion and belongs to the prompt.
 
         Raises:
-          BadRow: "template error" where a part of the row is not rendered, "unstable template".
+          BadRow: "template error" where a part of the row is not rendered, or "unstable template" where answers cannot
+            be found in the text.
         """
         try:
             return self._render_sides(prompt, completions, prefill)
@@ -125,7 +132,7 @@ class ChatTemplate:
         return Rendering(text, answers[0].start, tuple(answers))
 
     def _refuse_other_notation(self, messages: list[Message], text: str, field: str) -> None:
-        """Raise `BadRow` where the template prints Python's lists and dicts: it expects another spelling."""
+        """Raise `BadRow` where the template prints lists or dicts as Python does: it expects another spelling."""
         if self.content_as_parts and "'type': 'text'" in text.replace('"', "'"):
             raise _in_python(field, "content parts")
         if is_printed_by_python(messages, text):
@@ -134,14 +141,25 @@ class ChatTemplate:
     def _answer_start(
         self, before: list[Message], opened: str, text: str, field: str, last_answer: Message | None
     ) -> int:
-        """Where in `text` the answer to `before` begins; `opened` is `before` rendered for generation."""
+        """The character of `text` at which the answer to `before` begins.
+
+        Args:
+          before: the turns before the answer.
+          opened: those turns, rendered for generation.
+          text: the whole conversation, rendered.
+          field: the column that a fault names.
+          last_answer: the answer, where it is the whole completion.
+
+        Raises:
+          BadRow: "unstable template".
+        """
         if text.startswith(opened):
             return len(opened)
         shared = common_prefix_length(opened, text)
-        # A generation prompt may open more than the answer shows, such as "<think>": what differs there is completion.
+        # A generation prompt may open more than the answer has, such as "<think>": the difference is completion.
         if shared >= common_prefix_length(opened, self.render(before, field)) and shared > 0:
             return shared
-        # The template rewrites earlier turns once there is an answer. The answer itself is still found by its words.
+        # The template rewrites earlier turns once there is an answer, so find the answer by its words.
         if last_answer is not None:
             start = text.rfind(last_answer["content"].strip())
             if start >= shared and last_answer["content"].strip():
@@ -149,7 +167,7 @@ class ChatTemplate:
         raise _unstable(field)
 
     def _turn_end(self, messages: list[Message], text: str, field: str) -> int:
-        """Where in `text` the last of `messages` ends."""
+        """The character of `text` at which the last of `messages` ends."""
         closed = self._render_turns(messages, field)
         for candidate in (closed, closed.rstrip()):
             if text.startswith(candidate):
@@ -157,18 +175,19 @@ class ChatTemplate:
         raise _unstable(field)
 
     def _render_turns(self, messages: list[Message], field: str) -> str:
-        """The conversation as text, without an EOS that closes the conversation behind its last turn's own stop."""
+        """Render a conversation without the EOS that some templates add after the stop token of the last turn."""
         text = self.render(messages, field)
         eos_id = self.tokenizer.eos_token_id
         eos = "" if eos_id is None else self.special_tokens.get(eos_id, "")
         turns = text.rstrip().removesuffix(eos)
         ends_twice = text.rstrip().endswith(eos) and turns.rstrip().endswith(tuple(self.special_tokens.values()))
-        # Phi-3 writes <|end|> after each turn and EOS after all of them; a going conversation shows which it is.
-        if eos and ends_twice and not self._goes_on(messages, turns + eos, field):
+        # Phi-3 writes <|end|> after each turn and EOS after all; a conversation with a next turn has no such EOS.
+        if eos and ends_twice and not self._continues(messages, turns + eos, field):
             return turns
         return text
 
-    def _goes_on(self, messages: list[Message], text: str, field: str) -> bool:
+    def _continues(self, messages: list[Message], text: str, field: str) -> bool:
+        """True where a conversation that has a next turn begins with `text`."""
         return self.render(messages, field, generation_prompt=True).startswith(text)
 
 
@@ -192,20 +211,20 @@ def _in_python(field: str, what: str) -> BadRow:
 
 
 def _in_spelling(message: Message, *, content_as_parts: bool, arguments_as_text: bool) -> Message:
-    """A message as some templates expect it; see `ChatTemplate`."""
+    """A message in the spelling that some templates expect: content as parts, or arguments of calls as JSON text."""
     if arguments_as_text and "tool_calls" in message:
         message = message | {"tool_calls": with_arguments_as_text(message["tool_calls"])}
     return message | {"content": [{"type": "text", "text": message["content"]}]} if content_as_parts else message
 
 
 def _answer(text: str, start: int, end: int, parts: Sequence[Part]) -> Answer:
-    """The answer at [start, end), which must hold all its parts.
+    """The answer at characters [start, end), which must contain all its parts.
 
     Raises:
-      BadRow: "template error".
+      BadRow: "template error" where a part is missing.
     """
     for part in parts:
-        # What a generation prompt has written already, such as "<think>", may open the part.
+        # The part may begin with text that the generation prompt has written already, such as "<think>".
         refuse_unseen([part], text[max(0, start - len(part.text)) : end])
     words_start = words_end = None
     for part in parts:
@@ -220,7 +239,11 @@ def _answer(text: str, start: int, end: int, parts: Sequence[Part]) -> Answer:
 
 
 def _behind(prefill: str, answer: Answer, text: str, field: str) -> Answer:
-    """The answer without the words that it goes on from."""
+    """The answer without the prefill at its beginning.
+
+    Raises:
+      BadRow: "unstable template" where the text does not contain the prefill there.
+    """
     found = text.find(prefill.lstrip(), max(0, answer.start - len(prefill)), answer.end)
     if found < 0:
         raise BadRow(

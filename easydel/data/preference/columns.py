@@ -1,4 +1,4 @@
-"""Read the columns of a row: which are there, and what the optional ones say."""
+"""Read the columns of a row, and refuse those that would be ignored though they carry meaning."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ NAMES_OF_CONTEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a row holds, before anything is made of it.
+    """The columns of a row, read and checked.
 
     Attributes:
-      row: all of its columns.
-      values: those of `PAIR_FIELDS`; the prompt is None where the row leaves it implicit.
-      numbers: those of `NUMBER_COLUMNS`, and the margin where it is read, in the names of `PreferencePair`.
-      tools: what the chat template is given; `own_tools` are those that the row itself brings.
-      chat_template_kwargs: what the chat template is given besides.
+      row: all columns of the row.
+      values: values of `PAIR_FIELDS`; the prompt is None where the row leaves it implicit.
+      numbers: values of `NUMBER_COLUMNS`, and the margin where it is read, by the names of `PreferencePair`.
+      tools: the tools that the chat template gets.
+      own_tools: the tools in the row itself.
+      chat_template_kwargs: other variables that the chat template gets.
     """
 
     row: Mapping[str, Any]
@@ -67,10 +68,14 @@ def read_columns(
     *,
     reads_margin: bool = False,
 ) -> Columns:
-    """The columns of a row; its own tools win over `tools`, its template arguments key by key.
+    """Read and check the columns of a row.
 
-    The column "margin" is looked at only with `reads_margin`, and must then be there: data sets have columns of that
-    name that mean something else.
+    Args:
+      row: column -> value.
+      tools: for rows without tools of their own.
+      chat_template_kwargs: variables of the chat template; a row's own win key by key.
+      reads_margin: True requires the column "margin". Otherwise it is ignored, since data sets have columns of that
+        name that mean something else.
 
     Raises:
       BadRow: "wrong type", "bad value", "missing value", "missing column" (structural), or "unused column" for media
@@ -108,7 +113,7 @@ def unread_columns(rows: Iterable[Mapping[str, Any]], *, reads_margin: bool = Fa
 def _read_pair_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The values of prompt, chosen and rejected; the prompt is None where the row leaves it implicit.
 
-    Where a row has `prompt_ids`, `chosen_ids` and `rejected_ids`, those are taken.
+    A row with `prompt_ids`, `chosen_ids` and `rejected_ids` gives those.
 
     Raises:
       BadRow: "missing column" (structural) or "missing value".
@@ -125,7 +130,7 @@ def _read_pair_fields(row: Mapping[str, Any]) -> dict[str, Any]:
             )
         if row.get(field) is None:
             raise _missing_column(field, row)
-    # A column that is the prompt by another name must not become an implicit prompt of a few chance words.
+    # A row whose prompt has another name must not get an implicit prompt of a few words that are equal by chance.
     if "prompt" not in row and _suggestion("prompt", row) is not None:
         raise _missing_column("prompt", row)
     return {field: row.get(field) for field in PAIR_FIELDS}
@@ -182,7 +187,7 @@ def _refuse_media(row: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_names(row: Mapping[str, Any]) -> None:
-    """Raise `BadRow` for a column of context under another name, which would be lost; letter case counts as one."""
+    """Raise `BadRow` for a column of context under another name, or in other letter case: it would be ignored."""
     for column in row:
         if not isinstance(column, str) or column in CONTEXT_COLUMNS:
             continue
@@ -198,7 +203,7 @@ def _refuse_other_names(row: Mapping[str, Any]) -> None:
 
 
 def _read_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of `NUMBER_COLUMNS`, each a number that float32 can hold."""
+    """The values of `NUMBER_COLUMNS`, each a number that float32 can hold."""
     weight = _number(row, "weight")
     if weight is not None and weight < 0:
         raise BadRow("weight", "bad value", f'"weight" is {weight}, expected a number from 0 up.')
@@ -274,7 +279,7 @@ def _number(row: Mapping[str, Any], field: str) -> float | None:
             raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.') from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRow(field, "wrong type", f'"{field}" is {describe(value)}, expected a number.')
-    # Not by float(value): an integer of 400 digits is larger than any.
+    # Compare before converting: float() fails for an integer of 400 digits.
     if not -LARGEST_FLOAT32 <= value <= LARGEST_FLOAT32:
         raise BadRow(field, "bad value", f'"{field}" is {describe(value)}, expected a number that float32 can hold.')
     return float(value)

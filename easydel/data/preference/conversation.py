@@ -1,4 +1,4 @@
-"""Read a row of chat messages: prompt and completions, each turn once, with system prompt, history and documents."""
+"""Read a row of chat messages: prompt and completions without repeated turns, system prompt, history, documents."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Conversation:
     """A prompt and its two completions as messages, ready for the chat template.
 
     Attributes:
-      prompt: ends in the turn that is answered.
-      chosen, rejected: each ends in an answer.
-      prefill: the words that open both answers, and are part of the prompt; "" for none.
-      documents: what the answers are drawn from, as `apply_chat_template(documents=...)` takes it.
+      prompt: messages up to the turn that is answered.
+      chosen, rejected: messages after the prompt; each list ends in an answer.
+      prefill: text that opens both answers and belongs to the prompt; "" for none.
+      documents: sources of the answers, as `apply_chat_template(documents=...)` takes them.
     """
 
     prompt: list[Message]
@@ -46,10 +46,10 @@ class Conversation:
 
 
 def read_conversation(columns: Columns) -> Conversation | None:
-    """The messages of a row, in which text stands for one message; None where all of it is plain text.
+    """Read the messages of a row; text beside messages is one message. None where all three columns are plain text.
 
     Raises:
-      BadRow: what is wrong with the messages, their context, or the pair they make.
+      BadRow: the messages, their context, or the pair that they make cannot be used.
 
     Example:
       >>> from easydel.data.preference.columns import read_columns
@@ -97,7 +97,7 @@ def _as_messages(text: Any, messages: list[Message] | None, role: str) -> list[M
 def _split_prompt(
     columns: Columns, messages: list[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Prompt, chosen and rejected, each turn once; an empty prompt is one that the completions share."""
+    """Prompt, chosen and rejected without repeated turns; without a prompt, the completions' shared turns are it."""
     given = columns.values["prompt"]
     prompt = [] if given is None else _as_messages(given, messages, "user")
     if any(message["content"].strip() or "tool_calls" in message for message in prompt):
@@ -111,10 +111,13 @@ def _split_prompt(
 def _split_prefill(
     prompt: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], str, list[Message], list[Message]]:
-    """A prompt that ends in an assistant turn, without that turn, its text, and completions that hold it in front.
+    """Split off the assistant turn at the end of a prompt, if any, and put its text in front of both completions.
+
+    Returns:
+      Prompt, prefill ("" for none), chosen and rejected.
 
     Raises:
-      BadRow: "wrong type" where the completions cannot go on with that turn.
+      BadRow: "wrong type" where the completions cannot continue that turn.
     """
     if not prompt or prompt[-1]["role"] != "assistant":
         return prompt, "", chosen, rejected
@@ -138,7 +141,7 @@ def _split_prefill(
 
 
 def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:
-    """The completion without the turns behind its last answer: they carry no loss and change nothing before them."""
+    """The completion without the turns after its last answer: they carry no loss and change nothing before them."""
     answers = [number for number, message in enumerate(completion) if message["role"] == "assistant"]
     if not answers:
         raise empty_completion(field, f'"{field}" holds no assistant message')
@@ -150,13 +153,13 @@ def _up_to_last_answer(completion: list[Message], field: str) -> list[Message]:
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """The columns that say in what context a pair stands.
+    """The context of a pair, from columns of its row.
 
     Attributes:
-      system: the system prompt.
-      system_column: the column that it stands in.
+      system: the system prompt; None for none.
+      system_column: the column that holds it.
       history: turns before the prompt.
-      documents: what the answers are drawn from, as `apply_chat_template(documents=...)` takes it.
+      documents: sources of the answers, as `apply_chat_template(documents=...)` takes them.
     """
 
     system: str | None
@@ -165,10 +168,10 @@ class _Context:
     documents: list[Any] | None
 
     def before(self, prompt: list[Message]) -> list[Message]:
-        """The prompt with the system message and the history in front, each once.
+        """The prompt with the system message and the history in front, unless it has them already.
 
         Raises:
-          BadRow: "bad value" where the prompt brings a system message or a history of its own that differ.
+          BadRow: "bad value" where the prompt has a different system message or history.
         """
         opening = [message for message in prompt[:1] if message["role"] in SYSTEM_ROLES]
         turns = prompt[len(opening) :]
@@ -194,7 +197,7 @@ class _Context:
 
 
 def _read_context(row: Mapping[str, Any]) -> _Context:
-    """The columns of `CONTEXT_COLUMNS`; those that are None or empty say nothing.
+    """Read the columns of `CONTEXT_COLUMNS`; those that are None or empty count as absent.
 
     Raises:
       BadRow: "wrong type" or "bad value".
@@ -210,7 +213,7 @@ def _read_context(row: Mapping[str, Any]) -> _Context:
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
-    """LLaMA-Factory's list of [user, assistant] texts, or a list of messages."""
+    """The turns of the column "history": LLaMA-Factory's list of [user, assistant] texts, or a list of messages."""
     value = row.get("history")
     if not is_given(value):
         return []

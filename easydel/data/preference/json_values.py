@@ -12,7 +12,7 @@ import numpy as np
 
 from easydel.data.faults import BadRow, describe
 
-# Far more than any tool's schema, and far less than where Python's recursion ends.
+# Far more than any tool's schema needs, and far less than Python's recursion limit.
 MAX_DEPTH = 100
 # Python refuses to write integers of more than 4 300 digits.
 MAX_BITS = 10_000
@@ -21,7 +21,12 @@ _JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def read_json_text(text: str, field: str, where: str) -> Any:
-    """The value of a JSON text; its nulls are its own and stay.
+    """The value of a JSON text; its nulls are kept, since nobody filled them in.
+
+    Args:
+      text: the JSON text.
+      field: the column that a fault names.
+      where: the value's name in a message.
 
     Raises:
       BadRow: "bad value" where the text is not JSON, or nested more than `MAX_DEPTH` deep.
@@ -37,8 +42,8 @@ def read_json_text(text: str, field: str, where: str) -> Any:
 def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) -> Any:
     """A copy without the keys whose value is None, in plain lists and dicts.
 
-    Arrow gives every mapping of a column the same keys and fills in None; a null inside a list is nobody's but the
-    user's.
+    Arrow gives every mapping of a column the same keys and fills in None; a null inside a list comes from the user and
+    stays.
 
     Raises:
       BadRow: "bad value" where it is nested more than `depth` deep, has a key that is no text, or an integer that
@@ -61,12 +66,12 @@ def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) ->
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a sequence of things, rather than text: a list, a tuple or a numpy array."""
+    """Whether a value is a sequence but not text: a list, a tuple or a numpy array."""
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def is_given(value: object) -> bool:
-    """True where a value says anything: not None, pandas' NaN, blank text, or a list or mapping with nothing in it."""
+    """True where a value has content: not None, pandas' NaN, blank text, or a list or mapping that is empty."""
     if value is None or (isinstance(value, float) and isnan(value)):
         return False
     if isinstance(value, str):
@@ -79,7 +84,7 @@ def is_given(value: object) -> bool:
 
 
 def _depth(text: str) -> int:
-    """The largest depth of nested brackets, or more; those inside JSON strings are not counted."""
+    """The depth of nested brackets outside JSON strings; at most `MAX_DEPTH` brackets are only counted."""
     opened = text.count("[") + text.count("{")
     if opened <= MAX_DEPTH:
         return opened

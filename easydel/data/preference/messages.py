@@ -46,7 +46,7 @@ _NAMES = "|".join({*OPENAI_ROLES, *SHAREGPT_ROLES})
 _OPENING = re.compile(r"""\s*["']?\s*(?:(?:np\.)?array\(\s*)?\[?\s*\{""")
 _ROLE = re.compile(rf"""(\\?["'])(?:role|from)\1\s*:\s*\\?(["'])(?:(?P<known>{_NAMES})\b|\w+\\?\2)""")
 _CONTENT = re.compile(r"""(\\?["'])(?:content|value|tool_calls)\1\s*:""")
-# What is looked at to tell whether a text that cannot be read was meant as messages.
+# Characters in which to look for signs that a text that cannot be read was meant as messages.
 _HEAD = 2000
 
 
@@ -56,11 +56,15 @@ def is_message_list(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
 
 
 def normalise_messages(value: Sequence[Mapping[str, Any]], field: str, *, nulls_are_own: bool = False) -> list[Message]:
-    """Copies of the messages with an OpenAI role and text as content, whatever spelling they came in.
+    """Copies of the messages with an OpenAI role and text as content, from either spelling.
 
     Keys whose value is None are left out, at any depth: Arrow fills absent keys with None, and templates ask
-    `is defined`. With `nulls_are_own`, as in JSON text, that is so for the messages' own keys alone. Tool calls and
-    their arguments are read where they are JSON text.
+    `is defined`. Tool calls and their arguments are read where they are JSON text.
+
+    Args:
+      value: the messages.
+      field: the column that a fault names.
+      nulls_are_own: nulls were written by the user, as in JSON text; only those of the messages' own keys are left out.
 
     Raises:
       BadRow: "unknown role", "missing value", "wrong type" or "bad value", naming the message by its number, from 0.
@@ -69,7 +73,7 @@ def normalise_messages(value: Sequence[Mapping[str, Any]], field: str, *, nulls_
 
 
 def read_messages(value: Any, field: str) -> list[Message] | None:
-    """The messages of a column, also where it holds them as JSON text; None where it holds something else.
+    """Read the messages of a column, from a list or its JSON text; None where the column holds something else.
 
     Raises:
       BadRow: as `normalise_messages`; "bad value" for text that looks like messages and cannot be read as such.
@@ -88,14 +92,14 @@ def read_messages(value: Any, field: str) -> list[Message] | None:
 
 
 def role_of(speaker: object) -> str | None:
-    """OpenAI's role for either spelling; None for any other value."""
+    """OpenAI's role for a role of either spelling; None for any other value."""
     if not isinstance(speaker, str):
         return None
     return speaker if speaker in OPENAI_ROLES else SHAREGPT_ROLES.get(speaker)
 
 
 def what_is_said(message: Message) -> tuple[object, ...]:
-    """All by which turns are compared: role, text without outer white space, reasoning, tool calls."""
+    """The content by which turns are compared: role, text without outer white space, reasoning, tool calls."""
     reasoning = tuple(str(message[key]).strip() for key in REASONING_KEYS if key in message)
     calls = tuple(
         (name, json.dumps(arguments, sort_keys=True))
@@ -105,11 +109,12 @@ def what_is_said(message: Message) -> tuple[object, ...]:
 
 
 def begins_with(messages: Sequence[Message], said: Sequence[tuple[object, ...]]) -> bool:
-    """True where the first turns say what `said` has of each turn; see `what_is_said`."""
+    """True where the first turns have the contents `said`, each as `what_is_said` gives it."""
     return [what_is_said(message) for message in messages[: len(said)]] == list(said)
 
 
 def _normalise(message: Mapping[str, Any], field: str, number: int, nulls_are_own: bool) -> Message:
+    """One message, as `normalise_messages` returns it; `number` is its index, for messages."""
     where = f'"{field}" message {number}'
     if not isinstance(message, Mapping):
         raise BadRow(
@@ -166,6 +171,7 @@ def _normalise_others(kept: Message, field: str, where: str, nulls_are_own: bool
 
 
 def _text(content: object, field: str, where: str, key: str) -> str:
+    """The text of a message's content, which may be a list of text parts."""
     if isinstance(content, str):
         if content.lstrip().startswith("[") and _is_parts_in_text(content):
             raise BadRow(
@@ -182,7 +188,7 @@ def _text(content: object, field: str, where: str, key: str) -> str:
 
 
 def _is_parts_in_text(text: str) -> bool:
-    """True for the JSON of `[{"type": "text", "text": ...}, ...]`; any other JSON may well be an answer."""
+    """True for the JSON of `[{"type": "text", "text": ...}, ...]`; other JSON may be an answer."""
     if not _PARTS_IN_TEXT.match(text):
         return False
     try:
@@ -214,7 +220,7 @@ def _unknown_role(field: str, where: str, role: object, known: Sequence[str]) ->
 
 
 def _read_message_text(text: str, field: str) -> Sequence[Mapping[str, Any]] | None:
-    """The messages of a JSON text; None where the text is only text, even one that begins with a bracket.
+    """Read the messages of a JSON text; None where the text is plain text, even if it begins with a bracket.
 
     Raises:
       BadRow: "bad value" where it looks like messages and cannot be read: cut off, a list as Python prints it, JSON
@@ -248,7 +254,7 @@ def _is_message(entry: object) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """True where the structure reaches the end of the text, rather than being quoted at its beginning."""
+    """True where a structure fills the whole text, rather than being quoted at its beginning."""
     return text.rstrip()[-1] in "]})\"'"
 
 

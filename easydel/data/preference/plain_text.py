@@ -19,7 +19,7 @@ from easydel.data.preference.split import Answer, Rendering
 
 
 def join_plain_text(columns: Columns, has_bos: bool) -> dict[str, Rendering]:
-    """Both completions, each behind the prompt; where there is no prompt, their shared first words are it.
+    """Join each completion to the prompt; without a prompt, the completions' shared first words are it.
 
     Args:
       columns: of a row whose prompt, chosen and rejected are text.
@@ -57,7 +57,7 @@ def _joined(prompt: str, completion: str) -> Rendering:
 def _refuse_context(row: Mapping[str, Any], read: str) -> None:
     """Raise `BadRow` for what only a chat template could put in front of plain text, which uses none.
 
-    A system prompt that the text itself (`read`) holds is in its place already.
+    A system prompt that the text itself (`read`) contains is allowed.
     """
     for column in (*CONTEXT_COLUMNS, *TEMPLATE_COLUMNS):
         value = row.get(column)

@@ -1,6 +1,6 @@
-"""Find the prompt that chosen and rejected share, take it out of both, and refuse rows that say the same twice.
+"""Find the prompt that chosen and rejected share, remove it from both, and refuse rows that repeat themselves.
 
-Turns are compared by what they say, never by their bytes.
+Turns are compared by their content (`what_is_said`), never by their bytes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jaxtyping import Int32
 from easydel.data.faults import BadRow
 from easydel.data.preference.messages import SYSTEM_ROLES, Message, begins_with, what_is_said
 
-# An answer may open with a few of the question's words by chance; this much of it is a copy.
+# An answer may begin with a few of the question's words by chance; a repetition this long is a copy.
 COPIED_WORDS = 2
 COPIED_CHARACTERS = 32
 COPIED_TOKENS = 8
 
 
 def common_prefix_length(first: str, second: str) -> int:
-    """How many characters two texts share from the start; bisection, so that each step is one fast comparison."""
+    """Number of first characters that two texts share, by bisection: each step is one fast comparison."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
@@ -32,7 +32,7 @@ def common_prefix_length(first: str, second: str) -> int:
 
 
 def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """The shared beginning as prompt, and what is left of chosen and rejected; None when they share no whole word.
+    """The shared beginning as prompt, and the rest of chosen and of rejected; None where they share no whole word.
 
     The cut falls before white space in both texts, so no word is split and the white space opens the completions.
     """
@@ -46,9 +46,9 @@ def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str] | None
 def split_shared_messages(
     chosen: Sequence[Message], rejected: Sequence[Message]
 ) -> tuple[list[Message], list[Message], list[Message]] | None:
-    """The longest shared run of first messages after which both answer, and what is left of chosen and rejected.
+    """The longest shared run of first messages after which both answer, and the rest of chosen and of rejected.
 
-    None when there is none.
+    None where there is no such run.
     """
     shared = shared_messages(chosen, rejected)
     for cut in range(min(shared, len(chosen) - 1, len(rejected) - 1), 0, -1):
@@ -60,10 +60,13 @@ def split_shared_messages(
 def gather_prompt(
     prompt: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """A given prompt once, where chosen and rejected repeat it, with every turn they share before their first answer.
+    """Remove a given prompt from chosen and rejected where they repeat it, and move their shared first turns into it.
 
     Data sets give chosen as the answer alone, as the whole conversation, or as the whole conversation with more
-    before it (a system message, earlier turns) than `prompt` holds; all three come out alike.
+    before it (a system message, earlier turns) than `prompt` holds; all three give the same result.
+
+    Returns:
+      Prompt, chosen and rejected.
 
     Raises:
       BadRow: "no shared prompt", when chosen and rejected answer different turns, or turns that are not the prompt's.
@@ -96,7 +99,7 @@ def gather_prompt(
 
 
 def shared_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """The number of turns that two conversations share from the start."""
+    """Number of first turns that two conversations share."""
     shared = 0
     for ours, theirs in zip(chosen, rejected, strict=False):
         if what_is_said(ours) != what_is_said(theirs):
@@ -112,13 +115,13 @@ def refuse_equal_text(chosen: str, rejected: str) -> None:
 
 
 def refuse_equal_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
-    """Raise `BadRow` when chosen and rejected are turns that say the same."""
+    """Raise `BadRow` when chosen and rejected have the same turns."""
     if len(chosen) == len(rejected) == shared_messages(chosen, rejected):
         raise equal_completions()
 
 
 def equal_completions(how: str = "") -> BadRow:
-    """The fault of a pair without a difference; `how` says where it got lost."""
+    """The fault of a pair whose completions are equal; `how` says what made them equal."""
     return BadRow(
         "rejected",
         "chosen equals rejected",
@@ -129,7 +132,7 @@ def equal_completions(how: str = "") -> BadRow:
 def refuse_repeated_text(prompt: str, chosen: str, rejected: str) -> None:
     """Raise `BadRow` when both completions' text begins with the whole prompt of two words or more.
 
-    One completion alone may well begin by quoting the prompt; the same holds for messages and token ids.
+    A single completion may begin by quoting the prompt; the same holds for messages and token ids.
     """
     start = prompt.strip()
     if len(start.split()) >= COPIED_WORDS and all(text.lstrip().startswith(start) for text in (chosen, rejected)):
@@ -137,7 +140,7 @@ def refuse_repeated_text(prompt: str, chosen: str, rejected: str) -> None:
 
 
 def refuse_repeated_messages(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
-    """Raise `BadRow` when both completions' first answer begins with the whole last user message, a long one."""
+    """Raise `BadRow` when both first answers begin with the whole last user message, of `COPIED_CHARACTERS` or more."""
     question = next((message["content"].strip() for message in reversed(prompt) if message["role"] == "user"), "")
     answers = (messages[0]["content"].lstrip() for messages in (chosen, rejected))
     if len(question) >= COPIED_CHARACTERS and all(answer.startswith(question) for answer in answers):
@@ -149,17 +152,17 @@ def refuse_repeated_tokens(
     chosen: Int32[np.ndarray, " chosen"],
     rejected: Int32[np.ndarray, " rejected"],
 ) -> None:
-    """Raise `BadRow` when both completions' tokens begin with the whole prompt, a long one."""
+    """Raise `BadRow` when both completions begin with the whole prompt, of `COPIED_TOKENS` or more."""
     begins = (np.array_equal(ids[: len(prompt)], prompt) for ids in (chosen, rejected))
     if len(prompt) >= COPIED_TOKENS and all(begins):
         raise _repeated("chosen")
 
 
 def without_repeated_prefill(prefill: str, **completions: str) -> list[str]:
-    """The completions without the words they go on from, where both repeat them.
+    """The completions' texts without the prefill, where both repeat it.
 
     Raises:
-      BadRow: "prompt repeated in completion" where only one does, and the words are enough to tell.
+      BadRow: "prompt repeated in completion" where only one repeats it, and it has at least `COPIED_WORDS` words.
     """
     start = prefill.strip()
     begins = {field: text.lstrip().startswith(start) for field, text in completions.items()}
@@ -173,14 +176,18 @@ def without_repeated_prefill(prefill: str, **completions: str) -> list[str]:
 
 
 def _may_follow(message: Message, before: Message) -> bool:
-    """True where a turn can be the next one: two user turns in a row are one turn in two spellings."""
+    """True where a turn can follow another: two user turns in a row would be one turn in two spellings."""
     return message["role"] != "system" and (before["role"] != "user" or message["role"] != "user")
 
 
 def _one_system_message(
     prompt: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message], list[Message]]:
-    """The system messages in front of any of the three, once, and the three without them."""
+    """The system messages that open any of the three, and the three without them.
+
+    Raises:
+      BadRow: "no shared prompt" where they differ, or only one completion has them.
+    """
     given = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     systems = {field: _opening_system(messages) for field, messages in given.items()}
     rest = {field: messages[len(systems[field]) :] for field, messages in given.items()}
@@ -221,7 +228,7 @@ def _without_repeated_prompt(
 ) -> tuple[list[Message], list[Message], list[Message]]:
     said = [what_is_said(message) for message in prompt]
     if prompt and prompt[-1]["role"] == "assistant" and chosen and chosen[0]["role"] != "assistant":
-        # A turn that the answers go on with: whole conversations hold it as the beginning of their answer.
+        # The answers continue this turn: whole conversations contain it as the beginning of their answer.
         sides, earlier = (chosen, rejected), said[:-1]
         if not all(begins_with(side, said) for side in sides) and all(begins_with(side, earlier) for side in sides):
             return prompt, chosen[len(earlier) :], rejected[len(earlier) :]

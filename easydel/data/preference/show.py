@@ -1,6 +1,6 @@
-"""Show a row on a terminal as the trainer sees it: special tokens, white space, cuts, and what carries loss.
+"""Show a row on a terminal as the trainer sees it: special tokens, white space, truncation, and scored text.
 
-Everything that colour says is also said by a mark, so that it reads the same in a pipe or under NO_COLOR.
+Every colour comes with a mark, so that the output reads the same in a pipe or under NO_COLOR.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEGEND = "[token] special   ↵ newline   → tab   · space that would not show
 
 
 def render_pair(pair: PreferencePair, tokenizer: Tokenizer) -> RenderableType:
-    """Prompt, chosen and rejected in a box each, with their token counts; scored text is underlined."""
+    """Render prompt, chosen and rejected in a box each, with their token counts; scored text is underlined."""
     facts = []
     if pair.weight != 1.0:
         facts.append(f"weight {pair.weight:g}")
@@ -41,13 +41,13 @@ def render_pair(pair: PreferencePair, tokenizer: Tokenizer) -> RenderableType:
 def render_tree(
     tree: PromptTree, tokenizer: Tokenizer, names: Sequence[str] = (), facts: Sequence[str] = ()
 ) -> RenderableType:
-    """The prompt and every completion in a box each, with their token counts; scored text is underlined.
+    """Render the prompt and every completion in a box each, with their token counts; scored text is underlined.
 
     Args:
-      tree: what a row became.
-      tokenizer: the one that made it.
-      names: what the completions are called; by default "completion 0" and so on.
-      facts: what else is known of the row, for the first line.
+      tree: the tokenised row.
+      tokenizer: the tokenizer that made it.
+      names: names of the completions; by default "completion 0" and so on.
+      facts: other facts about the row, for the first line.
     """
     names = names or [f"completion {number}" for number in range(len(tree.branches))]
     heading = ", ".join([f"row {tree.index}" if tree.index >= 0 else "one row", *facts])
@@ -58,7 +58,7 @@ def render_tree(
 
 
 def render_fault(fault: RowFault, location: str = "") -> RenderableType:
-    """Why a row is not used; `location` says where it is, such as "train.jsonl, row 812"."""
+    """Render the reason why a row is not used; `location` says where it lies, such as "train.jsonl, row 812"."""
     body = Text(visible(fault.message))
     if fault.structural:
         body.append("\nThis concerns every row: training would stop before it starts.", style="bold")
@@ -69,7 +69,7 @@ def render_fault(fault: RowFault, location: str = "") -> RenderableType:
 
 
 def _box(name: str, ids: np.ndarray, loss_mask: np.ndarray | None, cut: int, tokenizer: Tokenizer) -> Panel:
-    """One run of tokens; `loss_mask` is None for a prompt, of which nothing is ever scored."""
+    """One run of tokens in a box; `loss_mask` is None for a prompt, which is never scored."""
     colour = COLOURS.get(name, OTHER_COLOUR)
     is_completion = loss_mask is not None
     scored = loss_mask if loss_mask is not None else np.zeros(len(ids), bool)
@@ -96,7 +96,7 @@ def _box(name: str, ids: np.ndarray, loss_mask: np.ndarray | None, cut: int, tok
 
 
 def _runs(ids: np.ndarray, scored: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:
-    """Text, whether it is one special token, and whether it carries loss; neighbours that are alike are joined."""
+    """Text, whether it is one special token, and whether it is scored; equal neighbours are joined."""
     special_ids = frozenset(tokenizer.all_special_ids)
     kinds = [(token if token in special_ids else -1, bool(loss)) for token, loss in zip(ids.tolist(), scored.tolist())]
     end = 0
@@ -110,13 +110,13 @@ def _runs(ids: np.ndarray, scored: np.ndarray, tokenizer: Tokenizer) -> Iterator
 
 
 def _decode(ids: list[int], start: int, tokenizer: Tokenizer) -> str:
-    """The text of ids[start:], with the space that some tokenizers only write behind other tokens."""
+    """The text of ids[start:], with the space that some tokenizers only write after other tokens."""
     before, whole = tokenizer.decode(ids[:start]), tokenizer.decode(ids)
     return whole[len(before) :] if start and whole.startswith(before) else tokenizer.decode(ids[start:])
 
 
 def _append_visibly(body: Text, text: str, style: str) -> None:
-    """Adds text with its newlines, tabs and hidden characters marked, and spaces where they would not be seen."""
+    """Append text with its newlines, tabs and hidden characters marked, and spaces where they would not be seen."""
     for piece in PIECES.split(text):
         if piece == "\n":
             body.append("↵\n", style=SPACE_STYLE)

@@ -1,4 +1,4 @@
-"""Split rendered sides into tokens: which are the shared prompt, which are scored, and where each side stops."""
+"""Split rendered conversations into tokens of the shared prompt and of each completion, and mark scored tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Answer(NamedTuple):
     """Characters [start, end) that carry loss.
 
     Attributes:
-      words: the [start, end) of what was said, without what the template writes around it; None where that cannot be
-        told, as for tool calls.
+      start, end: the characters.
+      words: [start, end) of the message's own text, without what the template writes around it; None where that is not
+        known, as for tool calls.
     """
 
     start: int
@@ -32,8 +33,8 @@ class Rendering:
 
     Attributes:
       text: prompt and completion together.
-      cut: how many characters of it are prompt.
-      answers: what carries loss, in order; the last one ends the text.
+      cut: number of its first characters that are prompt.
+      answers: characters that carry loss, in order; the last answer ends the text.
     """
 
     text: str
@@ -42,15 +43,15 @@ class Rendering:
 
 
 def split_renderings(encoder: Encoder, sides: Mapping[str, Rendering], stop_ids: frozenset[int]) -> PromptTree:
-    """Each side tokenised as one text; the prompt is the first tokens all share that lie inside the prompt's text.
+    """Tokenise each side as one text, and split it after the shared first tokens that lie inside the prompt's text.
 
-    A token that straddles the end of the prompt belongs to the completion, and so does, on the other sides, the text
-    it covers: all completions are scored over the same characters.
+    A token that straddles the end of the prompt belongs to the completion. The text that it covers then belongs to the
+    completion on all sides, so that all completions are scored over the same characters.
 
     Args:
       encoder: the tokenizer.
-      sides: the prompt with each completion as text, by the field that a fault names.
-      stop_ids: the token ids that close an answer; EOS is added where the text ends in none of them.
+      sides: column name -> prompt with one completion, as text.
+      stop_ids: token ids that close an answer; EOS is added where the text ends in none of them.
 
     Raises:
       BadRow: "empty prompt", "empty completion", or "bad value" for text that no tokenizer can read.
@@ -78,7 +79,7 @@ def _bos_alone(encoder: Encoder) -> list[int]:
 def _completion(
     encoder: Encoder, encoding: Encoding, side: Rendering, start: int, stop_ids: frozenset[int], field: str
 ) -> Branch:
-    """The tokens from `start` to the stop token, and which of them are scored."""
+    """The tokens from `start` to the stop token, with their loss mask."""
     scored = np.zeros(len(encoding.ids) + 1, bool)
     for number, (begin, end, words) in enumerate(side.answers):
         first = encoder.first_token_past(encoding, begin)
@@ -88,7 +89,7 @@ def _completion(
             raise empty_completion(field, f'"{field}" is empty after the chat template')
         last = last if stop is None else stop + 1
         scored[start if number == 0 else first : last] = True
-    # Position, not id: a stop token inside the text, or a pad token with the same id, changes nothing here.
+    # Cut by position, not by id: a stop token inside the text, or a pad token with the same id, changes nothing.
     ids = encoding.ids[start:last]
     if stop is None:
         ids.append(_eos(encoder))

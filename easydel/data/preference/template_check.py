@@ -1,7 +1,7 @@
 """Refuse rows of which the chat template leaves something out: every part that carries meaning must be rendered.
 
-A template that leaves a part out would train on something else than the row says. White space, JSON's escapes and the
-layout of a call's arguments are the template's affair.
+Without a part, training would use another row than the data set has. White space, JSON's escapes and the layout of a
+call's arguments may differ.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easydel.data.preference.messages import REASONING_KEYS, Message
 from easydel.data.preference.tools import read_call
 
 END_OF_THINKING, THINKING = "</think>", "<think>"
-MOST_LEAVES = 100  # of a call's arguments; a template that writes so many writes them all
+MOST_LEAVES = 100  # of a call's arguments: a template that writes so many writes them all
 FIXES = {
     "text": "Use a role the template knows, or set another tokenizer.chat_template.",
     "reasoning": "Set a tokenizer.chat_template that keeps the reasoning of an answer, or remove it from the row.",
@@ -28,13 +28,13 @@ FIXES = {
 
 
 class Part(NamedTuple):
-    """A part that has to be seen.
+    """A part of a row that the rendered text must contain.
 
     Attributes:
       kind: a key of `FIXES`.
-      name: what a message calls it.
+      name: its name in an error message.
       text: its characters.
-      field: the column it stands in.
+      field: the column that holds it.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
     @property
     def fault(self) -> BadRow:
-        """The fault of a row of which the template leaves this part out."""
+        """The fault of a row whose rendering lacks this part."""
         return BadRow(
             self.field,
             "template error",
@@ -60,7 +60,7 @@ def thoughts_and_answer(content: str) -> tuple[str, str]:
 
 
 def parts_of(message: Message, field: str, number: int, *, scored: bool) -> list[Part]:
-    """The parts of a message that must be seen; of a turn that is not scored, templates may drop the reasoning."""
+    """The parts of a message that must be rendered; templates may drop the reasoning of a turn that is not scored."""
     where = f'"{field}" message {number} (role {message["role"]})'
     found = []
     content = message["content"]
@@ -79,7 +79,7 @@ def parts_of(message: Message, field: str, number: int, *, scored: bool) -> list
 
 
 def parts_of_context(tools: Sequence[Any], documents: Sequence[Any]) -> list[Part]:
-    """The parts of a row's own tools and documents that must be seen: names of tools, texts of documents."""
+    """The parts of a row's own tools and documents that must be rendered: names of tools, texts of documents."""
     parts = []
     for tool in tools:
         name = tool.get("name", tool["function"].get("name") if isinstance(tool.get("function"), Mapping) else None)
@@ -93,9 +93,9 @@ def parts_of_context(tools: Sequence[Any], documents: Sequence[Any]) -> list[Par
 
 
 def refuse_unseen(parts: Sequence[Part], text: str) -> None:
-    """Raise `BadRow` for the first part that a text does not hold as often as all the parts together do.
+    """Raise `BadRow` for the first part that occurs less often in a text than in all the parts together.
 
-    Counting keeps words apart that also stand elsewhere: a tool called "weather" is not seen in a question about it.
+    Counting tells apart words that also occur elsewhere: a question about the weather does not show a tool "weather".
     """
     wanted = "\0".join(part.text for part in parts)
     checked = set()
@@ -107,7 +107,7 @@ def refuse_unseen(parts: Sequence[Part], text: str) -> None:
 
 
 def is_printed_by_python(messages: Iterable[Message], text: str) -> bool:
-    """True where the arguments of a call stand in the text as Python prints a dict, which is no JSON."""
+    """True where the text contains the arguments of a call as Python prints a dict, which is no JSON."""
     return any(
         (printed := str(arguments)) in text and printed != json.dumps(arguments, ensure_ascii=False)
         for message in messages
@@ -117,7 +117,7 @@ def is_printed_by_python(messages: Iterable[Message], text: str) -> bool:
 
 
 def _leaves(value: object) -> Iterator[str]:
-    """Keys, texts and whole numbers of a call's arguments, as they are written in any notation."""
+    """Keys, texts and integers of a call's arguments, as any notation writes them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield str(key)
@@ -132,7 +132,7 @@ def _leaves(value: object) -> Iterator[str]:
 
 
 def _is_seen(piece: str, times: int, text: str) -> bool:
-    """True where a piece stands in a text, as it is, escaped, or with other white space inside."""
+    """True where a text contains a piece `times` times: unchanged, escaped, or with other white space inside."""
     if text.count(piece) >= times:
         return True
     spellings = {piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], html.escape(piece)}

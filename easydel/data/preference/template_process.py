@@ -1,4 +1,4 @@
-"""Start the process that renders chat templates, ask it, and replace it when it dies or exceeds its budget."""
+"""Start the process that renders chat templates, send it requests, and replace it when it fails."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from easydel.data.preference.template_worker import (
     Status,
 )
 
-# Rows may bring templates of their own: beyond this many, the process starts anew with room for others.
+# Rows may have templates of their own: beyond this many, the process is replaced, with room for others.
 TEMPLATES = 64
 READ_BYTES = 65536
 SHARED = "shared"
-# What ends a process whose processor time is used up; Windows has no such clock.
+# The signal that ends a process whose processor time is used up; Windows has no such clock.
 CPU_SIGNAL: int | None = getattr(signal, "SIGPROF", None)
 
 
 class TemplateFailure(Exception):
-    """A template renders nothing; the message says why.
+    """A template cannot render; the message says why.
 
     Attributes:
-      is_structural: whether it would render no other messages either.
+      is_structural: True where it could not render any other messages either.
     """
 
     def __init__(self, message: str, *, is_structural: bool):
@@ -50,13 +50,13 @@ class TemplateFailure(Exception):
 
 
 class _Died(Exception):
-    """The process ended before it answered, and not for going beyond its budget."""
+    """The process ended before it answered, though within its budget."""
 
 
 class TemplateProcess:
-    """Compiles and renders templates in a process apart, one request at a time; any thread may ask.
+    """Compile and render templates in a separate process, one request at a time, from any thread.
 
-    The process starts with the first request and ends with this object, or with the process that made it.
+    The process starts with the first request, and ends with this object or with the process that made it.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class TemplateProcess:
 
     @property
     def pid(self) -> int | None:
-        """The number of the process; None where none is running."""
+        """The id of the process; None where none is running."""
         return None if self._process is None else self._process.pid
 
     @property
@@ -83,15 +83,19 @@ class TemplateProcess:
         """Compile a template, once.
 
         Raises:
-          TemplateFailure: it cannot be compiled, is too long, or goes beyond its budget.
+          TemplateFailure: it cannot be compiled, is too long, or exceeds its budget.
         """
         self._run(template, None)
 
     def render(self, template: str, request: bytes) -> list[str | TemplateFailure]:
-        """The text of each conversation of a request; the first failure ends the list.
+        """Render the conversations of a request.
 
         Args:
-          request: what `template_worker` reads, as JSON without its outer braces.
+          template: source of the template.
+          request: the request to `template_worker`, as JSON without its outer braces.
+
+        Returns:
+          The text of each conversation; the first failure ends the list.
         """
         try:
             return self._run(template, request)
@@ -99,7 +103,7 @@ class TemplateProcess:
             return [failure]
 
     def forget(self) -> None:
-        """Begin anew behind a fork: the process is the parent's, and a thread that held the lock is gone."""
+        """Start over after a fork: the process is the parent's, and the thread that held the lock is gone."""
         self._lock = threading.Lock()
         if self._process is not None:
             self._process.returncode = 0  # not ours to wait for
@@ -110,13 +114,13 @@ class TemplateProcess:
             try:
                 try:
                     return self._attempt(template, request)
-                except _Died:  # whoever ended it may have meant something else
+                except _Died:  # another program may have ended it, so try once more
                     return self._attempt(template, request)
             except _Died as died:
                 raise TemplateFailure(f"it ends the process that renders it ({died})", is_structural=True) from died
             except TemplateFailure:
                 raise
-            except BaseException:  # an interrupt: the answer to this request must not be read as that to the next
+            except BaseException:  # an interrupt: the reply to this request must not be read as that to the next
                 self._stop()
                 raise
 
@@ -127,7 +131,7 @@ class TemplateProcess:
             self._compile(template)
         if request is None:
             return []
-        assert self._process is not None  # it knows the template
+        assert self._process is not None  # it has compiled the template
         return self._ask(self._process, b'{"template": %d, %b}' % (self._numbers[template], request))
 
     def _compile(self, template: str) -> None:
@@ -147,7 +151,7 @@ class TemplateProcess:
         self._numbers[template] = len(self._numbers)
 
     def _ask(self, process: subprocess.Popen[bytes], request: bytes) -> list[str | TemplateFailure]:
-        """One request and its reply."""
+        """Send one request and read its reply."""
         assert process.stdin is not None and process.stdout is not None
         try:
             _write(process.stdin.fileno(), SIZE.pack(len(request)) + request)
@@ -160,15 +164,15 @@ class TemplateProcess:
                 return [_over_time(f"{WALL_SECONDS} s")]
             raise _Died(f"exit code {process.returncode}") from error
         if any(isinstance(answer, TemplateFailure) and answer.is_structural for answer in answers):
-            self._stop()  # memory that it took may not have been given back
+            self._stop()  # it may still hold the memory that the template took
         return answers
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # Isolated: no hooks of site-packages, nothing from the environment or the working directory.
+        # Isolated (-I, -S): no hooks of site-packages, nothing from the environment or the working directory.
         folders = dict.fromkeys(str(Path(str(module.__file__)).parents[1]) for module in (jinja2, markupsafe))
         command = [sys.executable, "-I", "-S", template_worker.__file__, *folders]
         try:
-            # A session of its own: Ctrl-C is for the trainer, which ends in its own time.
+            # A session of its own: Ctrl-C goes to the trainer alone, which then ends this process.
             self._process = subprocess.Popen(
                 command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, start_new_session=True
             )
@@ -186,7 +190,7 @@ class TemplateProcess:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() == owner:  # else this is a fork that never asked anything
+    if os.getpid() == owner:  # else this is a fork, and the process is its parent's
         process.kill()
         process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -205,7 +209,12 @@ def _write(pipe: int, content: bytes) -> None:
 
 
 def _read_answers(pipe: int) -> list[str | TemplateFailure]:
-    """The texts of a reply; `TimeoutError` where none comes, `EOFError` where it breaks off."""
+    """Read the texts of a reply.
+
+    Raises:
+      TimeoutError: no reply comes in `WALL_SECONDS`.
+      EOFError: the reply breaks off or is too long.
+    """
     deadline, received, missing = time.monotonic() + WALL_SECONDS, bytearray(), SIZE.size
     while missing > 0:
         _wait(pipe, deadline)
@@ -228,7 +237,7 @@ def _read_answers(pipe: int) -> list[str | TemplateFailure]:
 
 
 def _wait(pipe: int, deadline: float) -> None:
-    if not hasattr(select, "poll"):  # Windows cannot wait for pipes; the other side keeps the time
+    if not hasattr(select, "poll"):  # Windows cannot wait for pipes; the process limits its own time there
         return
     waiting = select.poll()
     waiting.register(pipe, select.POLLIN)
@@ -236,12 +245,12 @@ def _wait(pipe: int, deadline: float) -> None:
         raise TimeoutError
 
 
-# One process serves all transforms of this one. The reference is weak, so that it ends when nobody holds it.
+# One template process serves all transforms. The reference is weak, so that the process ends with its last user.
 _shared: weakref.WeakValueDictionary[str, TemplateProcess] = weakref.WeakValueDictionary()
 
 
 def shared_process() -> TemplateProcess:
-    """The process of everything in this one that renders templates; it ends when nobody holds it."""
+    """The template process that all transforms share; it ends with its last user."""
     process = _shared.get(SHARED)
     if process is None:
         process = _shared.setdefault(SHARED, TemplateProcess())

@@ -1,4 +1,4 @@
-"""Run a tokenizer's chat template, a program by somebody else, on messages, apart and with a budget."""
+"""Render messages by a tokenizer's chat template, which is untrusted code, in a separate process with a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from easydel.errors import visible
 # Messages, and whether the text is to end where the next answer begins.
 Conversation: TypeAlias = tuple[list[Message], bool]
 OF_TRANSFORMERS = ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.apply_chat_template")
-# What `apply_chat_template` takes for itself or gives to the template already.
+# Arguments of `apply_chat_template` itself, and variables that it gives to every template.
 RESERVED = frozenset({
     "conversation", "conversations", "messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
     "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict",
@@ -30,10 +30,12 @@ RESERVED = frozenset({
 
 @dataclass(frozen=True)
 class TemplateRenderer:
-    """Renders as `transformers` does, in a process apart with a budget; other tokenizers render for themselves.
+    """Render as `transformers` does, in a separate process with a budget; other tokenizers render by their own method.
 
     Attributes:
-      now: what `strftime_now` tells to a template.
+      tokenizer: the owner of the template.
+      now: the time that `strftime_now` gives to a template.
+      process: compiles and renders the template.
     """
 
     tokenizer: Tokenizer
@@ -41,20 +43,20 @@ class TemplateRenderer:
     process: TemplateProcess = field(default_factory=shared_process, compare=False, repr=False)
 
     def for_row(self, tools: list[Any] | None, kwargs: Mapping[str, Any]) -> RowRenderer:
-        """The same for the conversations of one row, with what its template gets besides."""
+        """A renderer for the conversations of one row, with its tools and other variables of the template."""
         return RowRenderer(self, tools, kwargs)
 
     def render(
         self, conversations: Sequence[Conversation], tools: list[Any] | None, kwargs: Mapping[str, Any]
     ) -> list[str | TemplateFailure]:
-        """The text of each conversation; the first failure ends the list."""
+        """Render conversations of one row to texts; the first failure ends the list."""
         try:
             owner = _owner_of_template(self.tokenizer)
             if owner is not None:
                 return self._render_apart(owner, conversations, tools, kwargs)
         except TemplateFailure as failure:
             return [failure]
-        # JSON says ValueError and RecursionError of numbers and depth, transformers anything of the functions in tools.
+        # JSON raises ValueError or RecursionError for numbers and depth, transformers any error for functions in tools.
         except Exception as error:
             return [_refused(f"{type(error).__name__}: {error}")]
         return self._render_itself(conversations, tools, kwargs)
@@ -115,12 +117,12 @@ class TemplateRenderer:
 
 
 class RowRenderer:
-    """Renders the conversations of one row, and remembers them by their messages.
+    """Render the conversations of one row, each only once.
 
     Args:
-      renderer: what renders.
-      tools, kwargs: what the template gets besides.
-      convert: makes of a message what the template is given; None gives it as it is.
+      renderer: renders conversations to texts.
+      tools, kwargs: variables that the template gets beside the messages.
+      convert: message -> message that the template gets; None changes nothing.
     """
 
     def __init__(
@@ -135,29 +137,30 @@ class RowRenderer:
         self._kwargs = kwargs
         self._convert = convert
         self._known: dict[tuple[bool, tuple[int, ...]], str | TemplateFailure] = {}
-        # Each message and what the template is given for it; held, because their ids stand for them.
+        # Each message and the one that the template gets for it, held so that their ids stay theirs.
         self._given: dict[int, tuple[Message, Message]] = {}
 
     def converting(self, convert: Callable[[Message], Message]) -> RowRenderer:
-        """The same row with its messages converted to another spelling."""
+        """A renderer of the same row that converts its messages to another spelling."""
         return RowRenderer(self._renderer, self._tools, self._kwargs, convert)
 
     def prepare(self, *conversations: Conversation) -> None:
-        """Render all that will be needed at once: the way to the other process costs as much as a rendering."""
+        """Render all conversations that will be needed in one request, which costs as much as a rendering."""
         given = [([*map(self._as_given, messages)], generation_prompt) for messages, generation_prompt in conversations]
         texts = self._renderer.render(given, self._tools, self._kwargs)
         for (messages, generation_prompt), text in zip(conversations, texts):
             self._known[generation_prompt, tuple(map(id, messages))] = text
 
     def render(self, messages: list[Message], column: str, *, generation_prompt: bool = False) -> str:
-        """The conversation as text; with `generation_prompt` it ends where the next answer begins.
+        """Render a conversation to text; with `generation_prompt` it ends where the next answer begins.
 
         Args:
           messages: at least one; not changed between two calls.
-          column: where they are from, for the message of a fault.
+          column: the column that a fault names.
+          generation_prompt: adds the opening of the next answer.
 
         Raises:
-          BadRow: "template error", structural where no messages would do.
+          BadRow: "template error", structural where the template can render no messages.
         """
         key = generation_prompt, tuple(map(id, messages))
         if key not in self._known:
@@ -181,10 +184,15 @@ def shows_time(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None) -> bool:
 
 
 def in_json_types(value: Any, where: str, *, is_lax: bool = False) -> Any:
-    """A value in JSON's types; `is_lax` writes others as their type's name, which templates never read.
+    """Convert a value to JSON types.
+
+    Args:
+      value: any value.
+      where: its name for the error.
+      is_lax: write values of other types as the type's name, which templates never read, rather than refuse them.
 
     Raises:
-      TemplateFailure: JSON cannot carry it; `where` names it.
+      TemplateFailure: JSON cannot hold the value.
     """
     if value is None or isinstance(value, (str, int, float)):
         return value
@@ -203,6 +211,7 @@ def in_json_types(value: Any, where: str, *, is_lax: bool = False) -> Any:
 
 
 def _schema(tool: Any, where: str) -> Any:
+    """The JSON schema of a tool, which is a schema already or a function."""
     if isinstance(tool, Mapping):
         return in_json_types(tool, where)
     if callable(tool):
@@ -218,7 +227,7 @@ def _schema_of_function(function: Callable[..., Any]) -> Any:
 
 
 def _owner_of_template(tokenizer: Tokenizer) -> Any:
-    """The `transformers` tokenizer whose own method would render; None where an object has a method of its own."""
+    """The tokenizer, where its method is that of `transformers`; None where an object renders by its own method."""
     method = tokenizer.apply_chat_template
     function = getattr(method, "__func__", None)
     is_theirs = (getattr(function, "__module__", ""), getattr(function, "__qualname__", "")) == OF_TRANSFORMERS

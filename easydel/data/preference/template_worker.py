@@ -1,7 +1,7 @@
-"""The program that renders chat templates, in a process of its own: a template may do there what it wants.
+"""Render chat templates in a process of its own, so that a template can harm nothing else.
 
-`TemplateProcess` runs this file as a script. It imports jinja2 and nothing of ours, so that it starts in a tenth of a
-second. Requests and replies are bytes behind their length; a reply is one or more texts, each behind its length and
+`TemplateProcess` runs this file as a script. It imports jinja2 and no module of easydel, so that it starts in a tenth
+of a second. Requests and replies are bytes after their length; a reply is one or more texts, each after its length and
 `Status`.
 """
 
@@ -20,7 +20,7 @@ from enum import IntEnum
 from typing import Any, BinaryIO
 
 if __name__ == "__main__":
-    sys.path += sys.argv[1:]  # where jinja2 is: the process starts without site-packages, and without their hooks
+    sys.path += sys.argv[1:]  # the folders of jinja2: the process starts without site-packages and their hooks
 
 import jinja2
 from jinja2 import nodes
@@ -29,14 +29,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# A model's template takes a thousandth of these for a row. Processor time: a busy machine raises no false alarm.
+# A model's template takes a thousandth of these limits per row. Processor time gives no false alarm on a busy machine.
 CPU_SECONDS = 2
-# Behind the processor time there is nothing a template can wait for; on Windows it is the only limit of time.
+# A template that uses no processor time has nothing to wait for; on Windows this is the only limit of time.
 WALL_SECONDS = 60
 MEMORY_BYTES = 2**29
 # Templates of models hold 500 to 30 000 characters.
 TEMPLATE_CHARACTERS = 1_000_000
-# What is rendered must be tokenised by the trainer's own process, so it may not be much more than what was given.
+# The trainer's own process tokenises the text, so it may not be much longer than the request.
 OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1_000_000, 10
 MESSAGE_CHARACTERS = 200
 
@@ -45,7 +45,7 @@ HEADER = struct.Struct(">QB")  # size and status of a text
 
 
 class Status(IntEnum):
-    """The content of a reply: a text, an error of the template on these messages, or the reason why none would do."""
+    """The content of a reply: a text, a failure on these messages, or the reason why the template always fails."""
 
     TEXT = 0
     FAILED = 1
@@ -53,11 +53,11 @@ class Status(IntEnum):
 
 
 class Unusable(Exception):
-    """The template goes beyond its budget, or is none."""
+    """The template exceeds its budget, or is no template."""
 
 
 class GenerationTag(Extension):
-    """`{% generation %} … {% endgeneration %}` around answers, which changes nothing in the text."""
+    """The tag `{% generation %} … {% endgeneration %}` around answers, which leaves the text unchanged."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2's own way
 
@@ -83,7 +83,7 @@ class PlainDict:
 class PlainNamespace(Namespace):
     """`namespace` for templates, without names that begin with an underscore."""
 
-    # `self` may be the name of an entry.
+    # No named parameter: `self` may be the name of an entry.
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *mappings = args
         entries = dict(*mappings, **kwargs)
@@ -116,7 +116,7 @@ def _raise_exception(message: Any) -> None:
 
 
 def make_environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    """The environment that `transformers` gives to chat templates; `now` stands for the clock."""
+    """The environment that `transformers` gives to chat templates; `now` replaces the clock."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
@@ -134,7 +134,7 @@ def output_limit(request: bytes) -> int:
 
 
 class Renderer:
-    """Templates by their number, each compiled once."""
+    """Compile templates, once each, and render requests with them."""
 
     def __init__(self) -> None:
         self._now = datetime.min
@@ -142,7 +142,7 @@ class Renderer:
         self._templates: list[jinja2.Template] = []
 
     def texts(self, request: bytes) -> Iterator[str]:
-        """The answers to a request: an empty one to a template, one a conversation to messages.
+        """Answer a request: with an empty text to a template, with one text per conversation to messages.
 
         Raises:
           Unusable: the template cannot be compiled, or its text is too long.
@@ -156,7 +156,7 @@ class Renderer:
         template, variables = self._templates[content["template"]], content["variables"]
         messages = [_with_names_of_reasoning(message) for message in content["messages"]]
         for numbers, generation_prompt in content["conversations"]:
-            random.seed(0)  # `random` and `lipsum` would give a row another prompt each time
+            random.seed(0)  # else `random` and `lipsum` would give a row another prompt each time
             text = template.render(
                 variables, messages=[messages[number] for number in numbers], add_generation_prompt=generation_prompt
             )
@@ -169,7 +169,7 @@ class Renderer:
             return self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise Unusable(f"line {error.lineno}: {str(error.message).rstrip('.')}") from error
-        # Python's compiler, the parser's depth, and constant expressions, which jinja2 works out here.
+        # Errors of Python's compiler, of the parser's depth, and of constant expressions, which jinja2 evaluates here.
         except Exception as error:
             if isinstance(error, MemoryError):
                 raise
@@ -177,7 +177,7 @@ class Renderer:
 
 
 def _with_names_of_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without keys that are None; reasoning goes by the standard name and by that of gpt-oss besides."""
+    """A message without keys that are None, and with its reasoning under the standard name and under gpt-oss's."""
     message = {key: value for key, value in message.items() if value is not None}
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in message:
@@ -186,7 +186,7 @@ def _with_names_of_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(error: Exception) -> str:
-    """An error in words, cut short, with the template's line where jinja2 knows it."""
+    """Describe an error, shortened, with the template's line where jinja2 knows it."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
     where = f"line {lines[-1]}: " if lines else ""
     kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
@@ -194,7 +194,7 @@ def _describe(error: Exception) -> str:
 
 
 def reply(renderer: Renderer, request: bytes) -> bytes:
-    """A request's reply, whatever the template does: texts as far as it comes, then what ended them."""
+    """Reply to a request, whatever the template does: all texts up to a failure, then the failure."""
     parts = []
     try:
         for text in renderer.texts(request):
@@ -215,7 +215,7 @@ def _with_header(status: Status, text: bytes) -> bytes:
 
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """End this process, from outside Python, when what is done within takes too long."""
+    """End this process from outside the interpreter when the block takes too long."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
@@ -239,7 +239,7 @@ def limit_resources() -> None:
     except ImportError:
         return
     for name, limit in (("RLIMIT_AS", MEMORY_BYTES), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NOFILE", 16)):
-        # A system may not know one of them, or hold a lower one already.
+        # A system may not have this limit, or have a lower one already.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (limit, limit))
 
@@ -255,11 +255,11 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serve standard input and output. Signals to stop are ignored: the trainer heeds them and ends this process."""
+    """Serve standard input and output; signals to stop are ignored, since the trainer ends this process."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "SIGPROF"):  # whatever the trainer's process does with it
+    if hasattr(signal, "SIGPROF"):  # even if the trainer's process ignores or blocks it
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF,))
     limit_resources()

@@ -1,4 +1,4 @@
-"""Turn text into token ids with character offsets, find cuts and stop tokens in them, and read ids that a row gives."""
+"""Turn text into token ids with character offsets, find cuts and stop tokens in them, and read a row's own ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easydel.data.preference.json_values import is_list
 
 
 class Tokenizer(Protocol):
-    """The part of a `transformers` fast tokenizer that this package uses; any object with these will do."""
+    """The methods of a `transformers` fast tokenizer that this package uses; any object with these works."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -40,19 +40,22 @@ class Encoding:
     offsets: list[tuple[int, int]]
 
     def is_blank(self, token: int) -> bool:
-        """Whether the token at this position covers nothing but white space."""
+        """Whether the token at this position covers only white space."""
         start, end = self.offsets[token]
         return not self.text[start:end].strip()
 
 
 class Encoder:
-    """A tokenizer with what is asked of it for every row worked out once.
+    """A tokenizer, with the properties that every row needs read once.
 
     Attributes:
       size: number of token ids, added ones included.
       bos_id, eos_id: None where the tokenizer has none.
       adds_bos: whether the tokenizer itself puts BOS before plain text.
-      special_tokens: the special ids and how each is written.
+      special_tokens: id -> text of the special tokens.
+
+    Raises:
+      BadRow: "unfit tokenizer", for one without character offsets.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -83,9 +86,12 @@ class Encoder:
         return probe
 
     def encode(self, texts: Mapping[str, str]) -> tuple[Encoding, ...]:
-        """The tokens of texts by their field, each with one BOS in front where the tokenizer or the text has one there.
+        """Tokenise texts, each with exactly one BOS in front where the tokenizer or the text puts any there.
 
-        The tokenizer is called once for all: it may then use several cores.
+        The tokenizer is called once for all texts: it may then use several cores.
+
+        Args:
+          texts: column name -> text.
 
         Raises:
           BadRow: "bad value" for text that is not Unicode, naming its field.
@@ -120,7 +126,7 @@ class Encoder:
         return token
 
     def _untrimmed_end(self, encoding: Encoding, token: int) -> int:
-        """Where a token really ends: some byte-level tokenizers report "is " as covering only the "is"."""
+        """The true end of a token: some byte-level tokenizers report "is " as covering only the "is"."""
         start, end = encoding.offsets[token]
         if start == end:  # nothing but spaces, reported as the position where they end
             return end
@@ -133,10 +139,19 @@ class Encoder:
     def stop_token(
         self, encoding: Encoding, start: int, end: int, stop_ids: frozenset[int], words: tuple[int, int] | None
     ) -> int | None:
-        """The position of the stop token that closes tokens [start, end): the first special one behind the words.
+        """The position of the stop token that closes tokens [start, end): the first special one after the words.
 
-        Where it is not known which characters are `words`, it is the first of the special tokens that end it all.
-        Special tokens in front of the words, which open a channel or a call, are closed by as many behind them.
+        Where the characters of the words are not known, it is the first of the special tokens at the end. Special
+        tokens before the words open a channel or a call, and are closed by as many after them.
+
+        Args:
+          encoding: the tokenised text.
+          start, end: positions of the answer's tokens.
+          stop_ids: token ids that may close it.
+          words: [start, end) characters of the message's own text, if known.
+
+        Returns:
+          The position; None where no stop token closes the answer.
         """
         ids = encoding.ids
         special = [token for token in range(start, end) if ids[token] in stop_ids]
@@ -161,7 +176,7 @@ class Encoder:
         return stop
 
     def _last_run(self, encoding: Encoding, start: int, end: int, written: frozenset[int]) -> list[int]:
-        """The special tokens behind the last visible other one."""
+        """The positions of the special tokens after the last visible other token."""
         run: list[int] = []
         while (before := self._last_visible(encoding, start, run[-1] if run else end)) in written:
             run.append(before)
@@ -171,7 +186,7 @@ class Encoder:
         return next((token for token in range(end - 1, start - 1, -1) if not encoding.is_blank(token)), None)
 
     def _is_written_special(self, encoding: Encoding, token: int) -> bool:
-        # An unknown character becomes the special token <unk>, but nobody wrote that.
+        # An unknown character becomes the special token <unk>, which is not in the text.
         token_id = encoding.ids[token]
         start, end = encoding.offsets[token]
         return encoding.text[start:end].strip() == self.special_tokens.get(token_id)
@@ -185,10 +200,11 @@ def is_token_ids(value: object) -> bool:
 
 
 def read_token_ids(value: object, field: str, vocabulary_size: int) -> Int32[np.ndarray, " tokens"]:
-    """Token ids that a row gives in place of text.
+    """Read token ids that a row gives in place of text.
 
     Raises:
-      BadRow: "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the vocabulary.
+      BadRow: "missing value", "wrong type", "empty prompt" or "empty completion", or "bad value" for an id outside the
+        vocabulary.
     """
     if value is None:
         raise BadRow(

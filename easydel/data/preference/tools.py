@@ -1,4 +1,4 @@
-"""Read the tools that a row offers, and the calls of them in its messages, each in one spelling."""
+"""Read the tools of a row, and the tool calls in its messages, from all their spellings into one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from easydel.data.preference.json_values import is_given, is_list, read_json_tex
 
 ToolCall: TypeAlias = dict[str, Any]
 
-# Other names for the arguments of a call, which would otherwise be taken for a call without any.
+# Other names for the arguments of a call; without this list, such a call would seem to have none.
 ARGUMENTS_BY_OTHER_NAMES = ("parameters", "args", "kwargs", "input")
 
 
 def read_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """The tools as mappings with a name; a tool, its function or its parameters may be JSON text.
+    """Read tools as mappings with a name; a tool, its function or its parameters may be JSON text.
 
     Raises:
       BadRow: "wrong type", "missing value" or "bad value", naming the tool by its number, from 0.
@@ -31,10 +31,15 @@ def read_call(call: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def read_tool_calls(calls: object, field: str, where: str) -> list[ToolCall]:
-    """The calls of a message, from a list or its JSON text.
+    """Read the calls of a message, from a list or its JSON text.
+
+    Args:
+      calls: the list or text; None gives no calls.
+      field: the column that a fault names.
+      where: the message's name in the fault.
 
     Raises:
-      BadRow: "wrong type", "missing value" or "bad value"; `field` and `where` say whose calls they are.
+      BadRow: "wrong type", "missing value" or "bad value".
     """
     if isinstance(calls, str):
         calls = read_json_text(calls, field, f'"tool_calls" of {where}') if is_given(calls) else []
@@ -84,7 +89,7 @@ def _function(function: Mapping[str, Any], field: str, where: str) -> ToolCall:
 
 
 def calls_in_text(text: str, field: str, where: str) -> list[ToolCall]:
-    """ShareGPT's `{"name": ..., "arguments": ...}`, or a list of these, as tool calls; none where it is other words."""
+    """The tool calls in ShareGPT's text `{"name": ..., "arguments": ...}` or a list of these; none in other text."""
     if text.lstrip()[:1] not in ("{", "["):
         return []
     value = read_json_text(text, field, where)

@@ -1,4 +1,4 @@
-"""Turn one row of data into one tokenised preference pair, one station after the other.
+"""Turn one row of data into one tokenised preference pair, step by step.
 
 Read in this order: `columns` (what the row holds), `conversation` or `plain_text` (prompt and completions), then
 `chat_template` (messages as text), `split` (text as tokens, by `tokenise`), and `truncate`.
@@ -28,25 +28,25 @@ from easydel.data.preference.tokenise import Encoder, Tokenizer, is_token_ids, r
 from easydel.data.preference.truncate import Limits, TruncationMode, truncate_tree
 from easydel.data.tree import Branch, PreferencePair, PromptTree
 
-# A row and its index to the pair it becomes, or to what keeps it from becoming one.
+# A row and its index -> the pair it becomes, or the fault that prevents it.
 Transform: TypeAlias = Callable[[Any, int], PreferencePair | RowFault]
 
 
 @dataclass(frozen=True)
 class PreferenceTransform:
-    """Row to pair, as a pure callable: the same row gives the same pair on any thread.
+    """Turn a row into a pair, as a pure callable: the same row gives the same pair on any thread.
 
-    A row holds prompt, chosen and rejected as text, as chat messages (or a mix of the two), or as token ids; which,
-    is decided row by row. A row that cannot be used comes back as a `RowFault`, never as an exception.
+    A row holds prompt, chosen and rejected as text, as chat messages (or a mix of the two), or as token ids; rows of
+    one data set may differ. A row that cannot be used gives a `RowFault`, never an exception.
 
     Args:
       tokenizer: a `transformers` fast tokenizer, or an object with the methods of `Tokenizer`.
       max_length: largest number of tokens of the prompt with either completion; None for no limit.
-      max_prompt_length, max_completion_length: limits of each by itself, in tokens; None for none.
-      truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
+      max_prompt_length, max_completion_length: limits of each by itself, in tokens; None for no limit.
+      truncation_mode: the end of an over-long prompt that is kept. Completions lose their tail.
       tools, chat_template_kwargs: handed to the chat template; a row's own columns win.
-      reads_margin: every row has a column "margin", which an objective reads.
-      now: the time that a chat template which shows the date is told, for every row; by default, that of making this.
+      reads_margin: True reads a column "margin" in every row, for an objective.
+      now: the time given to a chat template that shows the date, the same for every row; by default, the current one.
 
     Raises:
       ValueError: a limit is out of range.
@@ -71,7 +71,7 @@ class PreferenceTransform:
     now: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(), compare=False)
 
     def __post_init__(self) -> None:
-        self._limits  # noqa: B018  a limit out of range is refused here, not at the first row
+        self._limits  # noqa: B018  refuse a limit out of range here, not at the first row
 
     def __call__(self, row: Mapping[str, Any], index: int = -1) -> PreferencePair | RowFault:
         """The row's pair, or what is wrong with the row."""
@@ -80,7 +80,7 @@ class PreferenceTransform:
         except BadRow as bad:
             return bad.at(index)
 
-    # What is the same for every row; a race between threads only works it out twice.
+    # Computed once for all rows; in a race between threads, twice.
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.tokenizer)
@@ -133,7 +133,7 @@ class PreferenceTransform:
         return split_renderings(encoder, sides, frozenset(encoder.special_tokens))
 
     def _template(self, columns: Columns, conversation: Conversation) -> ChatTemplate:
-        """The chat template with what it is given of a row beside the messages."""
+        """The chat template with the variables that it gets for a row beside the messages."""
         documents = conversation.documents
         own = {} if documents is None else {"documents": documents}
         return ChatTemplate(

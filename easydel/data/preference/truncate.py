@@ -17,12 +17,15 @@ TruncationMode = Literal["keep_end", "keep_start"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long prompt and completions may be, in tokens; None for no limit of its own.
+    """Largest numbers of tokens of prompt and completions; None for no limit.
 
     Attributes:
-      length: the prompt with any completion.
-      prompt, completion: each by itself.
-      truncation_mode: which end of an over-long prompt survives. Completions lose their tail.
+      length: of the prompt with any completion.
+      prompt, completion: of each by itself.
+      truncation_mode: the end of an over-long prompt that is kept. Completions lose their tail.
+
+    Raises:
+      ValueError: a limit or the mode is out of range.
     """
 
     length: int | None
@@ -47,12 +50,12 @@ class Limits:
 def truncate_tree(
     tree: PromptTree, limits: Limits, bos_id: int | None, names: Sequence[str] = PAIR_BRANCHES
 ) -> PromptTree:
-    """First the prompt to its own limit, then each completion's tail to its own and to what the prompt leaves.
+    """Cut the prompt to its own limit, then each completion's tail to its own limit and to what the prompt leaves.
 
     A BOS that opens the prompt is kept.
 
     Args:
-      tree: whole.
+      tree: the tokenised row.
       limits: in tokens.
       bos_id: None where the tokenizer has none.
       names: the columns that a fault names, one for each branch.

@@ -1,4 +1,4 @@
-"""Check what an Arrow or Parquet file says of itself before pyarrow follows it into memory."""
+"""Check the schema, offsets and sizes in an Arrow or Parquet file before pyarrow relies on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ TEXT = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.strin
 
 
 def check_schema(schema: pa.Schema, label: str) -> None:
-    """Refuse column names, and names of fields in them, that come twice or are not UTF-8 text."""
+    """Refuse names of columns, and of fields in them, that are repeated or not UTF-8 text.
+
+    Raises:
+      DataError: names the column or field.
+    """
     try:
         _check_names(schema, label)
     except UnicodeDecodeError as error:
@@ -40,14 +44,17 @@ def _children(kind: pa.DataType) -> list[pa.Field]:
 
 
 def holds_maps(fields: Iterable[pa.Field]) -> bool:
-    """True where a column, or anything in it, is a map."""
+    """True where a column, or a field in it, is a map."""
     return any(pa.types.is_map(field.type) or holds_maps(_children(field.type)) for field in fields)
 
 
 def check_batch(batch: pa.RecordBatch, label: str) -> None:
-    """Refuse a batch whose offsets, lengths or indices lead out of its buffers; text need not be UTF-8 yet.
+    """Refuse a batch whose offsets, lengths or indices lead out of its buffers.
 
-    Text that is not UTF-8 harms no memory. It concerns a row rather than the file, and shows when the row is read.
+    Text that is not UTF-8 passes: it is safe to read, and the fault of one row, which is reported when the row is read.
+
+    Raises:
+      DataError: the batch is damaged.
     """
     try:
         batch.validate(full=True)
@@ -62,7 +69,7 @@ def check_batch(batch: pa.RecordBatch, label: str) -> None:
 
 
 def _without_text(kind: pa.DataType) -> pa.DataType:
-    """A type with bytes wherever `kind` has text."""
+    """The type `kind` with bytes in place of text."""
     if kind in TEXT:
         return TEXT[kind]
     if pa.types.is_struct(kind):
@@ -78,9 +85,9 @@ def _without_text(kind: pa.DataType) -> pa.DataType:
 
 
 def unpacked_size(path: Path) -> int | None:
-    """The bytes that the compressed buffers of an Arrow file say they unpack to; None where none is compressed.
+    """Total unpacked size in bytes that the compressed buffers of an Arrow file declare; None where none is compressed.
 
-    pyarrow would allocate what a buffer says and unpack it before anyone could look at the size.
+    pyarrow allocates the declared size and unpacks a buffer before anyone could check it.
 
     Raises:
       ArrowInvalid: a message of the file is damaged.
@@ -97,7 +104,7 @@ def unpacked_size(path: Path) -> int | None:
 
 
 def _buffer_sizes(message: pa.ipc.Message) -> Iterator[int]:
-    """The unpacked size of each compressed buffer of a message, as it says.
+    """The declared unpacked size of each compressed buffer of a message.
 
     References:
       https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and Message.fbs beside it.

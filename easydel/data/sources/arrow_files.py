@@ -1,6 +1,6 @@
-"""Read the binary formats: Arrow, mapped into memory, and Parquet, by way of Arrow.
+"""Read the binary formats: Arrow, mapped into memory, and Parquet, converted to Arrow.
 
-A damaged file could make pyarrow read outside its buffers, so every batch is checked before a value is taken from it.
+A damaged file could make pyarrow read outside its buffers, so every batch is checked before a value is read from it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from easydel.data.sources.arrow_check import FILE_MAGIC, check_batch, check_sche
 from easydel.data.sources.base import Row
 from easydel.data.sources.local_file import TableFile, kind_found, regular_file
 
-# Rows that become Python values at once, and rows of a Parquet file that are unpacked at once.
+# Number of rows that become Python values at once, and of rows of a Parquet file that are unpacked at once.
 ROWS_AT_ONCE = 64
 BATCH_ROWS = 256
-# What unpacks to more than this, and to so many times the file's size, is no data but a decompression bomb.
+# A file that unpacks to more than both, bytes and a multiple of its size, is a decompression bomb.
 BOMB_BYTES = 1 << 28
 BOMB_RATIO = 200
 
@@ -46,7 +46,7 @@ class _BatchedFile(TableFile):
 
     @cached_property
     def _maps(self) -> Literal["strict"] | None:
-        """The option that reads maps as dicts, where there are maps; pyarrow is several times slower with it."""
+        """The option that reads maps as dicts; None where there are no maps, since pyarrow is much slower with it."""
         return "strict" if holds_maps(self._schema) else None
 
     def _refuse_bomb(self, unpacked: int) -> None:
@@ -63,7 +63,7 @@ class _BatchedFile(TableFile):
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Turn what pyarrow says of a damaged file into a `DataError`."""
+        """Turn pyarrow's errors on a damaged file into a `DataError`; `what` is the expected format."""
         try:
             yield
         except (FileNotFoundError, PermissionError, DataError):
@@ -78,7 +78,7 @@ class _BatchedFile(TableFile):
             ) from error
 
     def _rows_of(self, batch: pa.RecordBatch, first: int) -> Iterator[Row | UnreadableRow]:
-        """The rows of a checked batch whose first row is row `first` of the file."""
+        """The rows of a checked batch; `first` is the number of its first row in the file."""
         for start in range(0, batch.num_rows, ROWS_AT_ONCE):
             few = batch.slice(start, ROWS_AT_ONCE)
             try:
@@ -101,11 +101,11 @@ class _BatchedFile(TableFile):
 
 
 class ArrowFile(_BatchedFile):
-    """An Arrow IPC file or stream, mapped into memory; a compressed one by way of an unpacked temporary copy."""
+    """An Arrow IPC file or stream, mapped into memory; a compressed one is unpacked to a temporary copy first."""
 
     def __init__(self, path: Path, label: str, first_row: int = 0):
         super().__init__(path, label)
-        self._first_row = first_row  # of a copy of some rows: their position in the whole
+        self._first_row = first_row  # where this is a copy of some rows: number of its first row in the original
         self._lock = threading.Lock()
         self._checked: dict[int, pa.RecordBatch] = {}
 
@@ -131,7 +131,7 @@ class ArrowFile(_BatchedFile):
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(prefix="easydel-arrow-")  # goes when this object goes
+        return tempfile.TemporaryDirectory(prefix="easydel-arrow-")  # deleted with this object
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -163,13 +163,13 @@ class ArrowFile(_BatchedFile):
 
 
 class ParquetFile(_BatchedFile):
-    """A Parquet file. In order it is read as it is; a row asked for by number makes an Arrow copy of its row group.
+    """A Parquet file, read in order from the file itself, and by number from Arrow copies of its row groups.
 
-    A Parquet page must be unpacked whole for one of its rows, so shuffled reading would unpack it once a row. Copied
-    group by group, the first rows of a shuffled file cost the groups they lie in, however many there are in all.
+    A Parquet page must be unpacked whole for any of its rows, so shuffled reading would unpack it once per row. A row
+    group is copied when its first row is asked for, so the first rows of a shuffled file cost only their own groups.
 
     Attributes:
-      copies: the copy of each row group that was asked for, by its number; they go with this object.
+      copies: number of a row group -> its copy; the copies are deleted with this object.
     """
 
     def __init__(self, path: Path, label: str):
@@ -195,11 +195,11 @@ class ParquetFile(_BatchedFile):
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(prefix="easydel-parquet-")  # goes when this object goes
+        return tempfile.TemporaryDirectory(prefix="easydel-parquet-")  # deleted with this object
 
     def _copy(self, group: int) -> ArrowFile:
         if group not in self.copies:
-            # One group at a time: pyarrow unpacks its columns on all cores.
+            # Copy one group at a time: pyarrow unpacks its columns on all cores.
             with self._lock:
                 if group not in self.copies:
                     self.copies[group] = self._copy_to_arrow(group)
@@ -218,7 +218,7 @@ class ParquetFile(_BatchedFile):
         return parquet
 
     def _read(self, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        """The rows of some row groups, some at a time."""
+        """The rows of some row groups, `BATCH_ROWS` at a time."""
         expected = sum(self._ends[group] - self._start(group) for group in groups)
         read = unpacked = 0
         with self._reading("a Parquet file"):
@@ -253,19 +253,19 @@ class ParquetFile(_BatchedFile):
 
 
 def given(found: Row | UnreadableRow) -> Row:
-    """The row that was found, or raise why it cannot be read: `map` continues behind an error, generators end."""
+    """The row that was found, or raise why it cannot be read: `map` continues after an error, generators end."""
     if isinstance(found, UnreadableRow):
         raise found
     return found
 
 
 def first_line(error: BaseException) -> str:
-    """The start of another library's message, which may go on for pages."""
+    """The first line of another library's message, which may have many, shortened."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
 def _what_is_wrong(row: pa.RecordBatch) -> str:
-    """Name the column of a row that has no value in Python, and the reason."""
+    """Name the column of a row that cannot become a Python value, and the reason."""
     for field, column in zip(row.schema, row.columns):
         try:
             column.to_pylist(maps_as_pydicts="strict")

@@ -1,4 +1,4 @@
-"""Say what every source of rows gives, in named shards read lazily, and derive views and chains of sources."""
+"""Define a source of rows, in named shards that are read lazily, and derive views and chains of sources."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Row: TypeAlias = dict[str, Any]
 class ShardedDataSource(ABC):
     """Rows in an order, in one or more named shards.
 
-    A source of one's own needs `shard_names` and `open_shard`; it may be opened any number of times, and gives the
-    same rows each time. Where rows can be fetched by number it also gives `shard_length`, `read_row` and
+    A subclass defines `shard_names` and `open_shard`; a shard may be opened any number of times, and gives the same
+    rows each time. Where rows can be fetched by number, it also defines `shard_length`, `read_row` and
     `has_random_access`; then `len(source)` and `source[i]` work, and training can shuffle all rows. A row that cannot
-    be read raises `UnreadableRow` from an iterator that continues behind it (a generator would end); it is then dropped
-    and counted, and any other error stops the run.
+    be read raises `UnreadableRow` from an iterator that continues after it (a generator would end); the row is dropped
+    and counted. Any other error stops the run.
 
     Example:
       >>> source = open_source("train.jsonl").select_fields(["chosen", "rejected"]).rename_fields({"rejected": "other"})
@@ -33,22 +33,26 @@ class ShardedDataSource(ABC):
     @property
     @abstractmethod
     def shard_names(self) -> Sequence[str]:
-        """The shards' names, unique and in the order of the data."""
+        """The names of the shards, unique and in the order of the data."""
 
     @abstractmethod
     def open_shard(self, name: str) -> Iterator[Row]:
-        """The rows of a shard from its first on."""
+        """The rows of a shard, in order."""
 
     def open_shard_at_row(self, name: str, row: int) -> Iterator[Row]:
         """The rows of a shard from number `row` on, counted from 0."""
         return skip_rows(iter(self.open_shard(name)), row)
 
     def shard_length(self, name: str) -> int | None:
-        """How many rows a shard holds; None where only reading it to the end would tell."""
+        """Number of rows of a shard; None where it is unknown before the shard is read to the end."""
         return None
 
     def read_row(self, name: str, row: int) -> Row:
-        """One row of a shard, without reading those before it; only where `has_random_access`."""
+        """One row of a shard, by its number from 0, without reading those before it.
+
+        Raises:
+          TypeError: the source has no random access.
+        """
         raise TypeError(f"{type(self).__name__} can only be read in order; iterate over it instead.")
 
     @property
@@ -57,16 +61,16 @@ class ShardedDataSource(ABC):
         return False
 
     def label(self, name: str) -> str:
-        """A shard's name as a reader of an error message knows it."""
+        """A shard's name in error messages."""
         return name
 
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return len(self.shard_names)
 
     @cached_property
     def _ends(self) -> list[int]:
-        """For each shard, the number of rows up to its end."""
+        """For each shard, the number of rows from the first shard up to its end."""
         lengths = []
         for name in self.shard_names:
             length = self.shard_length(name)
@@ -79,25 +83,25 @@ class ShardedDataSource(ABC):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Row:
-        return self.read_row(*self._place(index))
+        return self.read_row(*self._shard_and_row(index))
 
     def __iter__(self) -> Iterator[Row]:
         return chain.from_iterable(map(self.open_shard, self.shard_names))
 
     def locate(self, index: int) -> str:
-        """Where row `index` of the whole source lies, such as "train.jsonl, row 812"; rows count from 0."""
+        """Name the shard and the number of row `index` of the source, such as "train.jsonl, row 812"; both from 0."""
         if self.has_random_access:
-            return self.locate_in(*self._place(index))
+            return self.locate_in(*self._shard_and_row(index))
         if self.num_shards() == 1:
             return self.locate_in(self.shard_names[0], index)
         return f"row {index}"
 
     def locate_in(self, name: str, row: int) -> str:
-        """Where row `row` of a shard lies."""
+        """Name a shard and the number of a row in it, such as "train.jsonl, row 812"."""
         return f"{self.label(name)}, row {row}"
 
-    def _place(self, index: int) -> tuple[str, int]:
-        """The shard that holds row `index` of the whole source, and the row's number in it."""
+    def _shard_and_row(self, index: int) -> tuple[str, int]:
+        """The shard that holds row `index` of the source, and the row's number in it."""
         index = operator.index(index)
         rows = len(self)
         if not -rows <= index < rows:
@@ -107,19 +111,19 @@ class ShardedDataSource(ABC):
         return self.shard_names[shard], index - (self._ends[shard - 1] if shard else 0)
 
     def map(self, function: Callable[[Row], Row]) -> ShardedDataSource:
-        """The rows after `function`, which is called when a row is read."""
+        """A source of ``function(row)`` for every row, called when the row is read."""
         return _Mapped(self, function)
 
     def filter(self, predicate: Callable[[Row], bool]) -> ShardedDataSource:
-        """The rows for which `predicate` is true; their number is unknown, so they can only be read in order."""
-        return _Streamed(self, lambda rows: filter(predicate, rows))  # continues behind an unreadable row
+        """A source of the rows for which `predicate` is true, in order only, since their number is unknown."""
+        return _Streamed(self, lambda rows: filter(predicate, rows))  # continues after an unreadable row
 
     def transform(self, function: Callable[[Iterator[Row]], Iterable[Row]]) -> ShardedDataSource:
-        """What `function` makes of the rows of each shard; it may drop, add or join rows, so they come in order."""
+        """A source of the rows that `function` makes from those of each shard; rows can only be read in order."""
         return _Streamed(self, lambda rows: _in_one_go(function, rows))
 
     def rename_fields(self, names: Mapping[str, str]) -> ShardedDataSource:
-        """Rows whose fields are renamed from the keys of `names` to its values; the others stay."""
+        """A source whose rows have the fields in `names` renamed, old name -> new name; other fields stay."""
         names = dict(names)
 
         def rename(row: Row) -> Row:
@@ -133,7 +137,7 @@ class ShardedDataSource(ABC):
         return self.map(rename)
 
     def select_fields(self, fields: Iterable[str]) -> ShardedDataSource:
-        """Rows with only these fields."""
+        """A source whose rows have only these fields."""
         fields = tuple(fields)
 
         def select(row: Row) -> Row:
@@ -144,9 +148,9 @@ class ShardedDataSource(ABC):
 
 
 class CompositeSource(ShardedDataSource):
-    """Several sources, one after the other.
+    """The rows of several sources, one after the other.
 
-    Shards keep their names; where two sources have one of the same name, the later one gets "#2", "#3" and so on.
+    Shards keep their names; where two sources have a shard of the same name, the later one gets "#2", "#3" and so on.
 
     Example:
       >>> both = CompositeSource([open_source("helpful.jsonl"), open_source("harmless.jsonl")])
@@ -210,7 +214,7 @@ class _View(ShardedDataSource):
 
 
 class _Mapped(_View):
-    """A source's rows, each through a function; keeps length and random access."""
+    """A function of each row of a source; keeps length and random access."""
 
     def open_shard(self, name: str) -> Iterator[Row]:
         return map(self._function, self._source.open_shard(name))
@@ -236,7 +240,7 @@ class _Mapped(_View):
 
 
 class _Streamed(_View):
-    """What a function makes of the rows of each shard; their number is unknown until they are read."""
+    """The rows that a function makes from those of each shard; their number is unknown until they are read."""
 
     def open_shard(self, name: str) -> Iterator[Row]:
         return iter(self._function(self._source.open_shard(name)))
@@ -246,7 +250,7 @@ class _Streamed(_View):
 
 
 def skip_rows(rows: Iterator[Row], number: int) -> Iterator[Row]:
-    """The rows behind the first `number`; those that cannot be read count too, at which `islice` would end."""
+    """The rows after the first `number`; unreadable rows, at which `islice` would end, count too."""
     for _ in range(number):
         try:
             next(rows)
@@ -258,7 +262,7 @@ def skip_rows(rows: Iterator[Row], number: int) -> Iterator[Row]:
 
 
 def _in_one_go(function: Callable[[Iterator[Row]], Iterable[Row]], rows: Iterator[Row]) -> Iterator[Row]:
-    """What a function makes of rows; it may be a generator, which an error ends, so no row after one can be had."""
+    """The rows that a function makes; an unreadable row ends it, since it may be a generator, which cannot continue."""
     try:
         yield from function(rows)
     except UnreadableRow as error:

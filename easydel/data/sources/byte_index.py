@@ -16,13 +16,13 @@ WHITE_SPACE[list(b" \t\r\n\v\f")] = True
 
 
 def record_starts(path: Path, *, quoted: bool = False) -> Int64[np.ndarray, " records_plus_1"]:
-    """The byte at which each non-blank record starts, and the end of the file.
+    """Offset of the first byte of each non-blank record, and the size of the file.
 
-    The file is read a piece at a time, so memory is flat but for some bytes per record.
+    The file is read in chunks, so memory is constant except for some bytes per record.
 
     Args:
-      path: a local file with one record a line.
-      quoted: a newline behind an odd number of double quotes belongs to the record, as in CSV.
+      path: a local file with one record per line.
+      quoted: True keeps a newline after an odd number of double quotes in the record, as in CSV.
     """
     pieces: list[np.ndarray] = []
     blanks: list[np.ndarray] = []
@@ -51,7 +51,7 @@ def record_starts(path: Path, *, quoted: bool = False) -> Int64[np.ndarray, " re
 def _holds_text(
     starts: Int64[np.ndarray, " records_plus_1"], may_be_blank: Bool[np.ndarray, " records_plus_1"], file: BinaryIO
 ) -> Bool[np.ndarray, " records_plus_1"]:
-    """False for records of white space only; those that do not begin with any are not looked at again."""
+    """False for records of white space only; only records that may be blank are read again."""
     holds_text = np.ones(len(starts), bool)
     for record in np.flatnonzero(may_be_blank):
         file.seek(starts[record])

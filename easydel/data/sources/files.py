@@ -1,4 +1,4 @@
-"""Give the rows of files as sources, one class for each format; remote files are copied once."""
+"""Read files as sources of rows, one class for each format; remote files are copied once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class FileSource(ShardedDataSource):
     """Files of one format, a shard each, in the order given.
 
     Args:
-      paths: a path or a list of paths: local, or a URL of http, https or anything that fsspec reads. Remote files are
-        copied once, to a temporary folder, when they are first read.
+      paths: a path or a list of paths: local, or a URL of http, https or another protocol that fsspec reads. Remote
+        files are copied once, to a temporary folder, when they are first read.
 
     Raises:
-      DataError: while reading, for a file that is not what its name says; names the file and the row or line.
+      ValueError: a file is given twice.
+      DataError: while reading, for a file that is not of this format; names the file and the row or line.
     """
 
     file_type: ClassVar[type[TableFile]]
@@ -77,19 +78,19 @@ class FileSource(ShardedDataSource):
 
 
 class JsonLinesSource(FileSource):
-    """Files with one JSON object a line; found by byte offset, after one pass over the file."""
+    """Files with one JSON object per line, found by byte offset after one pass over the file."""
 
     file_type = JsonLinesFile
 
 
 class JsonSource(FileSource):
-    """Files that are one JSON list of objects; held in memory, so JSON lines suit large data better."""
+    """Files that are one JSON list of objects; each is held in memory, so JSON lines suit large data better."""
 
     file_type = JsonFile
 
 
 class CsvSource(FileSource):
-    """CSV files with a header; every value is text. Found by byte offset, after one pass over the file."""
+    """CSV files with a header; every value is text. Rows are found by byte offset after one pass over the file."""
 
     file_type = CsvFile
 
@@ -107,7 +108,7 @@ class ArrowSource(FileSource):
 
 
 class CompressedJsonLinesSource(ShardedDataSource):
-    """Compressed files with one JSON object a line; they can only be read in order."""
+    """Compressed files with one JSON object per line; they can only be read in order."""
 
     def __init__(self, paths: str | PathLike | Sequence[str | PathLike]):
         given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)

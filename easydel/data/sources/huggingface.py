@@ -1,4 +1,4 @@
-"""Give the rows of a `datasets.Dataset` or `datasets.IterableDataset` as a source."""
+"""Read a `datasets.Dataset` or `datasets.IterableDataset` as a source of rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceSource(ShardedDataSource):
-    """A Hugging Face dataset as one shard; with random access where it is a `Dataset`, in order where it streams.
+    """A Hugging Face data set as one shard: a `Dataset` with random access, an `IterableDataset` in order only.
 
     Raises:
-      TypeError: for a dict of splits, or anything else that is no single dataset.
+      TypeError: the argument is a dict of splits, or no data set.
     """
 
     def __init__(self, dataset: Dataset | IterableDataset):
-        # Imported here: a process without such a dataset should not pay a second for the package.
+        # Imported here: the import takes a second, which a process without such a data set need not spend.
         from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):

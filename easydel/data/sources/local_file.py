@@ -1,4 +1,4 @@
-"""Say what every format of files gives, and tell by its first bytes what a file is where its name is wrong."""
+"""Define the file of rows that every format implements, and recognise a file's true format by its first bytes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 class TableFile(ABC):
-    """One file of rows; what it needs to know about the file is found out when it is first asked for."""
+    """One file of rows; the file is opened only when rows or their number are asked for."""
 
     def __init__(self, path: Path, label: str):
         self.path = path
@@ -59,7 +59,11 @@ class TableFile(ABC):
 
 
 def regular_file(path: Path, label: str) -> int:
-    """The size of a file in bytes; a pipe or a device could block or never end, so anything else is refused."""
+    """The size of a regular file in bytes.
+
+    Raises:
+      DataError: it is a folder, a pipe or a device; the last two could block or never end.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
@@ -68,7 +72,7 @@ def regular_file(path: Path, label: str) -> int:
 
 
 def kind_of_bytes(head: bytes) -> str | None:
-    """The kind of a file that begins with these bytes, such as "gzip-compressed"; None where nothing tells."""
+    """The kind of a file that begins with these bytes, such as "gzip-compressed"; None for an unknown kind."""
     for mark, kind in (*ENCODINGS, *FORMATS):
         if head.startswith(mark):
             return kind
@@ -80,7 +84,7 @@ def kind_of_bytes(head: bytes) -> str | None:
 
 
 def _unmarked_encoding(head: bytes) -> str | None:
-    """UTF-16 and UTF-32 without a mark, told by where the zero bytes of ASCII characters stand."""
+    """Recognise UTF-16 and UTF-32 without a byte order mark by the positions of the zero bytes of ASCII characters."""
     quarter = len(head) // 4
     zeros = [head[start : 4 * quarter : 4].count(0) for start in range(4)]
     often = [quarter >= 2 and count > 0.7 * quarter for count in zeros]
@@ -92,6 +96,6 @@ def _unmarked_encoding(head: bytes) -> str | None:
 
 
 def kind_found(path: Path) -> str | None:
-    """The kind of a file by its first bytes; None where nothing tells."""
+    """The kind of a file by its first bytes; None for an unknown kind."""
     with path.open("rb") as file:
         return kind_of_bytes(file.read(HEAD_BYTES))

@@ -11,19 +11,19 @@ import numpy as np
 
 from easydel.data.sources.base import Row, ShardedDataSource, skip_rows
 
-# The pattern of proportions repeats after at most so many rows; finer ones are rounded to it.
+# The pattern of sources repeats after at most this many rows; finer proportions are rounded.
 LONGEST_PERIOD = 10_000
 
 
 class MixtureSource(ShardedDataSource):
     """Rows of several sources in fixed proportions, spread evenly; one shard.
 
-    Each source is read from its first row on, and no row comes twice. The mixture ends where a row is due from a source
-    that has none left, so that the proportions hold to the end; `rows_used` says what that leaves. It has random access
-    where all of its sources have it.
+    Each source is read from its first row on, and no row is repeated. The mixture ends where a row is due from a source
+    that has none left, so that the proportions hold to the end; `rows_used` gives the rows of each source. It has
+    random access where all of its sources have it.
 
     Args:
-      sources: what to mix.
+      sources: the sources to mix.
       weights: one number above 0 for each; only their ratios matter, to about 1 in 10 000.
 
     Raises:
@@ -47,7 +47,7 @@ class MixtureSource(ShardedDataSource):
                 raise ValueError(f"{weight} is the weight of a source in a mixture, expected a number above 0.")
         self._shares = _whole_shares(weights)
         self._period = sum(self._shares)
-        # In one period: which source a row is from, and which of that source's rows it is.
+        # For each row of one period: its source, and its number among that source's rows.
         positions = [[(2 * row + 1) / (2 * share) for row in range(share)] for share in self._shares]
         order = np.argsort(np.concatenate(positions), kind="stable")
         self._owner = np.repeat(np.arange(len(self._shares)), self._shares)[order]
@@ -76,10 +76,10 @@ class MixtureSource(ShardedDataSource):
 
     @property
     def rows_used(self) -> tuple[int, ...]:
-        """Rows that the mixture takes of each source.
+        """Number of rows that the mixture takes from each source.
 
         Raises:
-          TypeError: a source can only be read in order, so nobody knows.
+          TypeError: a source can only be read in order, so the number is unknown.
         """
         ends = []
         for source, share in enumerate(self._shares):
@@ -96,20 +96,20 @@ class MixtureSource(ShardedDataSource):
         return self._sources[source].locate(inner)
 
     def origin(self, row: int) -> tuple[int, int]:
-        """The number of the source that row `row` of the mixture is from, and the row's number there."""
+        """The index of the source of row `row` of the mixture, and the row's number in that source."""
         periods, position = divmod(row, self._period)
         source = int(self._owner[position])
         return source, periods * self._shares[source] + int(self._rank[position])
 
     def _taken(self, rows: int) -> tuple[int, ...]:
-        """Rows of each source among the first `rows` of the mixture."""
+        """Number of rows of each source among the first `rows` of the mixture."""
         periods, rest = divmod(rows, self._period)
         begun = np.bincount(self._owner[:rest], minlength=len(self._shares))
         return tuple(periods * share + int(more) for share, more in zip(self._shares, begun))
 
 
 class _Mixing(Iterator[Row]):
-    """The rows of a mixture from a number on; it continues behind a row that cannot be read."""
+    """The rows of a mixture from a number on; iteration continues after a row that cannot be read."""
 
     def __init__(self, mixture: MixtureSource, row: int):
         self._mixture = mixture
@@ -142,7 +142,7 @@ def _opened_from(source: ShardedDataSource, row: int) -> Iterator[Iterator[Row]]
 
 
 def _whole_shares(weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers in the ratio of the weights: exact where that takes a period of no more than `LONGEST_PERIOD`."""
+    """Integers in the ratio of the weights: exact where their sum is at most `LONGEST_PERIOD`, else rounded."""
     exact = [Fraction(str(weight)) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * common) for weight in exact]

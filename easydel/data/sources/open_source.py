@@ -1,4 +1,4 @@
-"""Open paths, globs, folders and URLs as one source, each file by its suffix."""
+"""Open paths, globs, folders and URLs as one source of rows, each file by its suffix."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ SUFFIXES: dict[str, SourceType] = {
 
 
 def open_source(spec: str | PathLike | Iterable[str | PathLike]) -> ShardedDataSource:
-    """A source for files named by path, glob, folder, fsspec URL, or a list of these; nothing is read but names.
+    """Open files named by path, glob, folder, URL, or a list of these, as one source; rows are read later.
 
-    The suffix decides how a file is read: one of `SUFFIXES`. A folder stands for the files in it, or for the data
-    set that `Dataset.save_to_disk` wrote there. The files of a glob or a folder come in the order of their names.
+    The suffix, one of `SUFFIXES`, decides how a file is read; only a ``.json`` file is looked into. A folder stands for
+    the files in it, or for the data set that `Dataset.save_to_disk` wrote there. The files of a glob or a folder are
+    sorted by name.
 
     Raises:
-      FileNotFoundError: nothing goes by that name; names the nearest that do.
-      ValueError: a suffix that is not known, or a saved data set with several splits.
+      FileNotFoundError: there is no such file; names similar ones.
+      ValueError: the suffix is not known, or a saved data set has several splits.
 
     Example:
       >>> source = open_source("train.jsonl")
@@ -90,7 +91,7 @@ def _found(name: str) -> list[str]:
     if filesystem.isdir(path):
         if not remote and (saved := _saved_dataset_files(Path(path), name)):
             return saved
-        # A folder may bear the name of a file; it is none.
+        # A folder whose name ends in a known suffix is still no file.
         listed = sorted(inside["name"] for inside in filesystem.ls(path, detail=True) if inside["type"] != "directory")
         found = [inside for inside in listed if _suffix(inside) is not None]
         if not found:
@@ -118,7 +119,7 @@ def _saved_dataset_files(folder: Path, name: str) -> list[str]:
         return []
     files = [entry.get("filename") for entry in _listed(state, "_data_files", dict)]
     for file in files:
-        # Nothing outside of the folder belongs to the data set.
+        # Files outside the folder are refused.
         if not isinstance(file, str) or Path(file).name != file or not os.path.isfile(folder / file):
             raise DataError(f"{state} names {describe(file)}, which is no file beside it. Save the data set again.")
     return [str(folder / file) for file in files]
@@ -138,7 +139,7 @@ def _listed(path: Path, key: str, kind: type) -> list[Any]:
 
 
 def _near(path: str, filesystem: fsspec.AbstractFileSystem) -> str:
-    """A sentence with the names in the folder that are most like the one asked for."""
+    """A sentence with the names in the folder that are most similar to the one asked for."""
     folder, _, wanted = path.rpartition("/")
     if not filesystem.isdir(folder or "."):
         return f" There is no folder {folder} either."
@@ -173,7 +174,7 @@ def _is_one_value(name: str) -> bool:
         return start.startswith(b"[")
     line, line_end, rest = start.partition(b"\n")
     if (rest.strip() or has_more) and line_end:
-        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # it continues behind the line
+        return line.rstrip().endswith((b"{", b"[", b",", b":"))  # the value continues after the line
     try:
         row = parse_json(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Copy files named by URL, once; no password or token of a URL gets into a message."""
+"""Copy files named by URL, once, and keep passwords and tokens of URLs out of messages."""
 
 from __future__ import annotations
 
@@ -36,13 +36,18 @@ def is_web(name: str) -> bool:
 
 
 def file_name(name: str) -> str:
-    """The last part of a path or URL, without the query behind it."""
+    """The last part of a path or URL, without the query."""
     path = masked(name) if is_remote(name) else name
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def masked(name: str) -> str:
-    """A URL without user, password, query and fragment, any of which may be a secret; a path as it is."""
+    """A URL without user, password, query and fragment, any of which may be a secret; a path unchanged.
+
+    Example:
+      >>> masked("https://user:secret@host/train.jsonl?token=secret")
+      'https://host/train.jsonl'
+    """
     if not is_remote(name):
         return name
     scheme, rest = name.split("://", 1)
@@ -53,7 +58,7 @@ def masked(name: str) -> str:
 
 
 def local_copy(name: str) -> Path:
-    """A local path with the content of `name`, a path or a URL; a URL is copied once a process.
+    """A local path with the content of `name`, a path or a URL; a URL is copied once per process.
 
     Raises:
       FileNotFoundError: the server has no such file.
@@ -68,7 +73,12 @@ def local_copy(name: str) -> Path:
 
 
 def asking(name: str, ask: Callable[[], Result]) -> Result:
-    """The answer of fsspec about a URL; its errors become one line."""
+    """Ask fsspec about a URL, and turn its errors into one line each.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      DataError: the URL cannot be read; says why.
+    """
     scheme = name.split("://", 1)[0]
     try:
         return ask()
@@ -78,7 +88,7 @@ def asking(name: str, ask: Callable[[], Result]) -> Result:
         raise DataError(
             f"{masked(name)}: {scheme}:// needs a package that is not installed: {_line(error, name)}."
         ) from error
-    except Exception as error:  # Each protocol has errors of its own, and none of them is about us.
+    except Exception as error:  # Each protocol has errors of its own.
         if scheme not in fsspec.available_protocols():
             raise DataError(
                 f"{masked(name)}: {scheme}:// is no protocol that can be read; download the file and give its path."
@@ -107,12 +117,12 @@ def _fetched(url: str) -> Path:
     return part.rename(path)  # a copy that broke off never goes by this name
 
 
-# They go when the process ends.
+# Deleted when the process ends.
 _folders: list[tempfile.TemporaryDirectory] = []
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Write what a URL holds to a file, and refuse an answer that ends before the length the server gave."""
+    """Download a URL to a file; refuse an answer that ends before the length that the server gave."""
     with urllib.request.urlopen(_request(url), timeout=TIMEOUT_SECONDS) as answer, path.open("wb") as file:
         length = answer.headers["Content-Length"]
         if length is not None and int(length) > (free := shutil.disk_usage(path.parent).free):

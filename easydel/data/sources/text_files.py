@@ -21,19 +21,19 @@ from easydel.data.sources.base import Row
 from easydel.data.sources.byte_index import BYTE_ORDER_MARK, CHUNK_BYTES, record_starts
 from easydel.data.sources.local_file import TableFile, kind_found, kind_of_bytes, regular_file
 
-# A row of text is a few kilobytes; what is longer than this is a file without line ends, or a quote never closed.
+# A row of text has a few kilobytes; a longer record is a file without line ends, or a quote that is never closed.
 LONGEST_RECORD = 1 << 26
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class _RecordFile(TableFile):
-    """A text file with one record after another, found again by byte offset."""
+    """A text file of records, each found by its byte offset."""
 
     quoted: ClassVar[bool] = False
 
     @cached_property
     def starts(self) -> Int64[np.ndarray, " records_plus_1"]:
-        """Where each record starts, and where the last one ends."""
+        """Byte offset of each record, and the end of the last one."""
         refuse_other_kinds(self.path, self.label)
         starts = record_starts(self.path, quoted=self.quoted)
         if self.quoted and len(starts) > 1:
@@ -52,7 +52,7 @@ class _RecordFile(TableFile):
             )
 
     def _count(self, sign: bytes, start: int, end: int | None = None) -> int:
-        """Count a sign from one byte on, up to another."""
+        """Count a byte string between two offsets; `end` None is the end of the file."""
         found, left = 0, self.path.stat().st_size - start if end is None else end - start
         with self.path.open("rb") as file:
             file.seek(start)
@@ -66,13 +66,13 @@ class _RecordFile(TableFile):
 
     def record(self, number: int) -> bytes | None:
         """The bytes of one record; None where it is too long to be one."""
-        # Opened anew: several threads read at once, and a seek belongs to one of them.
+        # Open the file anew: several threads read at once, and a seek moves an open file for all of them.
         with self.path.open("rb") as file:
             return self._read(file, number)
 
     def records_from(self, number: int) -> Iterator[tuple[int, bytes | None]]:
-        """The numbers and bytes of the records from a number on."""
-        records = range(number, len(self.starts) - 1)  # before the file is opened, which could be a pipe
+        """Numbers and bytes of the records from number `number` on."""
+        records = range(number, len(self.starts) - 1)  # refuses a pipe, before it is opened
         with self.path.open("rb") as file:
             for record in records:
                 yield record, self._read(file, record)
@@ -99,7 +99,7 @@ class JsonLinesFile(_RecordFile):
         return self._parse(number, self.record(number))
 
     def rows_from(self, number: int) -> Iterator[Row]:
-        # Not a generator: that would end at a record that cannot be read.
+        # Not a generator, which would end at a record that cannot be read.
         return starmap(self._parse, self.records_from(number))
 
     def _parse(self, number: int, record: bytes | None) -> Row:
@@ -138,7 +138,11 @@ class JsonFile(TableFile):
 
 
 def parse_json_line(record: bytes | None, where: Callable[[], str]) -> Row:
-    """The row on a line; `where` says which line it is, should it be bad."""
+    """Parse the row on a line; `where` names the line for an error.
+
+    Raises:
+      UnreadableRow: the line is too long, no JSON, or no object.
+    """
     if record is None:
         raise UnreadableRow(f"{where()} has more than {LONGEST_RECORD} bytes; mend or remove the line.")
     try:
@@ -167,7 +171,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys come once; of a key that came twice, only one value could be kept."""
+    """A dict of key-value pairs; a repeated key is an error, since only one of its values could be kept."""
     held = dict(pairs)
     if len(held) < len(pairs):
         repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
@@ -176,7 +180,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_other_kinds(path: Path, label: str) -> None:
-    """Refuse what is no regular file, and files whose first bytes are not those of UTF-8 text."""
+    """Refuse a path that is no regular file, or a file that begins like another format than UTF-8 text.
+
+    Raises:
+      DataError: names the kind of file that was found.
+    """
     regular_file(path, label)
     found = kind_found(path)
     if found is not None:
@@ -190,7 +198,7 @@ def not_an_object(row: Any, where: str) -> UnreadableRow:
 
 
 class CsvFile(_RecordFile):
-    """A header and one record a row, comma-separated (tab-separated in .tsv files); every value is text."""
+    """A header and one record per row, comma-separated (tab-separated in .tsv files); every value is text."""
 
     quoted = True
 
@@ -224,7 +232,7 @@ class CsvFile(_RecordFile):
 
     @property
     def _delimiter(self) -> str:
-        return "\t" if self.label.lower().endswith(".tsv") else ","  # the path may be a cache's
+        return "\t" if self.label.lower().endswith(".tsv") else ","  # the label, since the path may be that of a copy
 
     def __len__(self) -> int:
         return len(self.starts) - 2 if self._header else 0
@@ -263,7 +271,7 @@ class CsvFile(_RecordFile):
 
 
 def _taken_in(record: bytes | None) -> str:
-    """The words of a message about a row that a quote made longer than a line."""
+    """The end of a message on a row that an unclosed quote may have made longer than a line; "" for one line."""
     lines = (record or b"").rstrip(b"\r\n").count(b"\n") + 1
     return f"; a double quote makes it take in {lines} lines" if lines > 1 else ""
 
