@@ -122,7 +122,7 @@ class Number(OptionType):
 
 @dataclasses.dataclass(frozen=True)
 class Text(OptionType):
-    """Text, as it is."""
+    """Text, unchanged."""
 
     in_words, in_python, metavar = "text", "text", "TEXT"
 

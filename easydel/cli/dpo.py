@@ -57,7 +57,7 @@ class RunOptions:
     reference_model: str | None = dataclasses.field(default=None, metadata={"metavar": "MODEL"})
     """Model to stay near; none is the model as it was before training."""
     chat_template: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
-    """File with a chat template (Jinja) to use in place of the tokenizer's."""
+    """File with a chat template (Jinja) to use instead of the tokenizer's."""
     output: str | None = dataclasses.field(default=None, metadata={"metavar": "DIR"})
     """Run folder, short for save_directory and model_name; a number is added when it exists."""
     config: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})

@@ -35,10 +35,10 @@ def training_step(
 ) -> tuple[EasyDeLState, Metrics]:
     """Make one optimiser update on one batch.
 
-    The loss is the mean over the batch's examples whatever the number of micro-batches; gradients add up in float32,
-    the dtype of the parameters. A non-finite loss or gradient leaves the state as it was but for its step, which counts
-    batches. Dropout of adapters is drawn from the seed, the state's step and the number of the micro-batch, so a run
-    can be repeated from any of its states.
+    The loss is the mean over the batch's examples for any number of micro-batches; gradients accumulate in float32, the
+    dtype of the parameters. A non-finite loss or gradient leaves the state unchanged except for its step, which counts
+    batches. Dropout of adapters is drawn from the seed, the state's step and the index of the micro-batch, so a run can
+    be repeated from any of its states.
 
     Args:
       state: model, optimiser and step.

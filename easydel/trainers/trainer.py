@@ -216,7 +216,7 @@ class Trainer(TrainerHooks):
 
     def run_identity(self) -> dict[str, Any]:
         """All that determines the run's numbers, in JSON types; a checkpoint with another identity is refused."""
-        # Dropout is drawn by position in the batch, so the layout and the mesh count beside it.
+        # Dropout is drawn by position in the batch, so the layout and the mesh change the result.
         with_layout = self.arguments.lora_dropout > 0
         options = options_of_result(self.arguments, with_layout=with_layout)
         identity = {"model": self._model_as_given(), "updates": self.total_steps} | options

@@ -70,7 +70,7 @@ class PreferenceLoss:
         """
         objective = self.objective
         chosen_length, rejected_length = (jnp.maximum(length, 1) for length in completion_lengths(batch))
-        # An objective that needs no reference sees log-ratios of 0 and looks at none of them.
+        # Without a reference, log-ratios are 0, and the objective reads none of them.
         reference = (scores.chosen, scores.rejected)
         if objective.needs_reference:
             reference = (batch["ref_chosen_logps"], batch["ref_rejected_logps"])

@@ -19,7 +19,7 @@ logger = logging.getLogger("easydel")
 
 
 class MeanMetrics:
-    """Collects per-batch means with the number of examples behind them; fetches from the device only at the end."""
+    """Collects the means of each batch with its number of examples; fetches from the device only at the end."""
 
     def __init__(self) -> None:
         self._metrics: list[Mapping[str, Any]] = []
