@@ -1,4 +1,4 @@
-"""Settings of the documentation: Markdown pages by MyST, API pages by autodoc; `make docs` builds them."""
+"""Configure the documentation: Markdown pages by MyST, API pages by autodoc; `make docs` builds them."""
 
 import easydel
 
@@ -26,7 +26,7 @@ napoleon_attr_annotations = False
 
 
 def setup(app):
-    """Leave the words under a field as they are: napoleon takes "Meaning: more of it" there for "type: meaning"."""
+    """Keep the text below a field unchanged: napoleon would read "Meaning: more of it" there as "type: meaning"."""
     as_written = {}
 
     def remember(app, what, name, obj, options, lines):

@@ -25,7 +25,7 @@ DIVERGENCE = "f_divergence_type", "f_alpha_divergence_coef"
 
 
 def names_of() -> dict[type[Objective], list[str]]:
-    """Every objective with its names; `sigmoid`, the default, first, then by name."""
+    """Map every objective to its names; `sigmoid`, the default, first, then by name."""
     names: dict[type[Objective], list[str]] = {}
     for name, objective in sorted(OBJECTIVES.items(), key=lambda entry: (entry[0] != "sigmoid", entry[0])):
         names.setdefault(objective, []).append(name)
@@ -33,7 +33,7 @@ def names_of() -> dict[type[Objective], list[str]]:
 
 
 def summary(objective: type[Objective]) -> str:
-    """The first line of an objective's docstring, without its full stop."""
+    """Return the first line of an objective's docstring, without its full stop."""
     return inspect.getdoc(objective).splitlines()[0].removesuffix(".")
 
 
@@ -75,11 +75,11 @@ def classes() -> str:
 
 
 def with_tables(page: Path) -> str:
-    """The text of a page with its tables as the registry has them."""
+    """Return the text of a page with its tables filled from the registry."""
     tables = {"objectives": table_of_objectives, "options": table_of_options, "classes": classes}
     return re.sub(
         r"<!-- (\w+) -->\n.*?\n<!-- end -->",
-        lambda place: f"<!-- {place[1]} -->\n\n{tables[place[1]]()}\n\n<!-- end -->",
+        lambda mark: f"<!-- {mark[1]} -->\n\n{tables[mark[1]]()}\n\n<!-- end -->",
         page.read_text(),
         flags=re.DOTALL,
     )

@@ -1,4 +1,4 @@
-"""The types of options: how each is read from text and YAML, checked as a Python value, and described in words."""
+"""Read options of every type from text and YAML, check them as Python values, and describe the types in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from easydel.plain_yaml import YamlProblem, load_plain
 
-# Every step computes in float32, where a larger number is infinite and a smaller one 0. NumPy would say so too, but the
-# help and a mistyped option should not have to wait for it.
+# In float32, in which every step computes, a larger number is infinite and a smaller one 0. Written out, not taken from
+# NumPy: the help and the refusal of a mistyped option should not wait for its import.
 LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-126
 LARGEST_INT = 2**32 - 1
 NONE_WORDS = ("none", "null")
@@ -20,7 +20,7 @@ FLOAT_TEXT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 
 
 class WrongType(ValueError):
-    """The value is not of the type; `str` is the type in words."""
+    """The value is not of the type; the message is the type in words."""
 
 
 class OptionType(abc.ABC):
@@ -45,7 +45,7 @@ class OptionType(abc.ABC):
     def in_python(self) -> str: ...
 
     def read(self, given: Any) -> Any:
-        """The value that a YAML value or a word of the command line stands for.
+        """Return the value that a YAML value or a word of the command line stands for.
 
         Text stands for what it spells: "1e-6" for a number, "none" for None, "[1, 2]" and "{a: 1}" for lists and
         mappings.
@@ -64,11 +64,11 @@ class OptionType(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, given: Any) -> Any:
-        """The same with any `ValueError` or `OverflowError`."""
+        """Do what `read` does, but raise any `ValueError` or `OverflowError`."""
 
     @abc.abstractmethod
     def admits(self, value: Any) -> bool:
-        """Whether a Python value is one of this type; numbers must fit float32 or 32 bits."""
+        """Return whether a Python value is of this type; numbers must fit float32 or 32 bits."""
 
     @property
     def members(self) -> tuple[OptionType, ...]:
@@ -122,7 +122,7 @@ class Number(OptionType):
 
 @dataclasses.dataclass(frozen=True)
 class Text(OptionType):
-    """Text, as it is."""
+    """Text, unchanged."""
 
     in_words, in_python, metavar = "text", "text", "TEXT"
 
@@ -148,7 +148,7 @@ class Nothing(OptionType):
 
 @dataclasses.dataclass(frozen=True)
 class Anything(OptionType):
-    """Any value, in which numbers such as 1e-8 are numbers although YAML 1.1 takes them for text."""
+    """Any value; text such as 1e-8 in it becomes a number, although YAML 1.1 takes it for text."""
 
     in_words, in_python = "any value", "any value"
 
@@ -190,10 +190,10 @@ class Choice(OptionType):
 
 @dataclasses.dataclass(frozen=True)
 class Items(OptionType):
-    """A list or a tuple; a single value stands for one of one.
+    """A list or a tuple; a single value stands for a list of one.
 
     Attributes:
-      kind: list or tuple; as a Python value either will do.
+      kind: list or tuple, which `read` makes; `admits` accepts both.
       item: type of each value.
       count: how many; None is any number.
     """
@@ -264,7 +264,7 @@ class Either(OptionType):
         return self.types
 
     def _read(self, given: Any) -> Any:
-        # "none" is also text, but stands for no value wherever there may be none.
+        # Try Nothing first: "none" is also text, but stands for no value wherever None is allowed.
         for one in sorted(self.types, key=lambda one: not isinstance(one, Nothing)):
             try:
                 return one.read(given)
@@ -287,7 +287,7 @@ SIMPLE: dict[Any, OptionType] = {
 
 
 def option_type(annotation: Any) -> OptionType:
-    """The type that an annotation stands for.
+    """Return the type that an annotation stands for.
 
     Raises:
       TypeError: an option cannot have such a type.
@@ -323,7 +323,7 @@ def _require(value: Any, condition: bool) -> Any:
 
 
 def _parsed(given: Any, opening: str) -> Any:
-    """Text that opens like a YAML list or mapping as what it holds; anything else as it is."""
+    """Parse text that opens like a YAML list or mapping; return anything else unchanged."""
     if not (isinstance(given, str) and given.lstrip().startswith(opening)):
         return given
     try:

@@ -1,4 +1,4 @@
-"""Options as fields of a dataclass: declared with their range and what they change, checked, and listed with help."""
+"""Declare options as fields of a dataclass with their range and what they change; check them; list them with help."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 from easydel.option_types import OptionType, option_type
 
-# What an option changes: the numbers of a run; how its arithmetic is laid out, on which results do not depend; or only
-# how this session of it is watched, kept and resumed.
+# What an option changes: the numbers of a run; the layout of its arithmetic, on which results do not depend; or only
+# how this session of it is logged, saved and resumed.
 Changes = Literal["result", "layout", "session"]
 
 
@@ -66,14 +66,14 @@ def option_field(
     within: Range | None = None,
     help: str | None = None,
 ) -> Any:
-    """A field of a configuration that says in its metadata what it changes and which numbers it takes.
+    """Make a field of a configuration whose metadata say what it changes and which numbers it takes.
 
     Args:
-      default: the value where none is given.
+      default: the value if none is given.
       changes: kept as ``field.metadata["changes"]``; `easydel.trainers.run.identity` reads it.
-      factory: makes the default, where that is a list or a dict.
+      factory: makes the default, if that is a list or a dict.
       within: kept as ``field.metadata["within"]``; `check_options` reads it.
-      help: one sentence, kept as ``field.metadata["help"]``, where it is not written below the field.
+      help: one sentence, kept as ``field.metadata["help"]``, unless it is written below the field.
 
     Example:
       >>> @dataclasses.dataclass
@@ -93,7 +93,7 @@ def option_field(
 def check_options(config: Any) -> None:
     """Refuse values that a dataclass's annotations and ranges do not admit, and numbers beyond float32 or 32 bits.
 
-    A NumPy scalar becomes the Python number that it is.
+    A NumPy scalar in a field is replaced by the Python number.
 
     Raises:
       ValueError: names the field, what was given and what was expected.
@@ -123,13 +123,23 @@ def check_ranges(config: Any) -> None:
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:
-    """Raise the `ValueError` every bad option gets: the field, what was given, what was expected."""
+    """Refuse an option's value unless a condition holds.
+
+    Args:
+      condition: whether the value is good.
+      field: the option's name.
+      value: what was given.
+      expected: what it should be, in words.
+
+    Raises:
+      ValueError: names the field, what was given and what was expected.
+    """
     if not condition:
         raise ValueError(f"{field}={as_python(value)}, expected {expected}.")
 
 
 def as_python(value: Any) -> str:
-    """An option's value as Python writes it, shortened; Python refuses to write out numbers of thousands of digits."""
+    """Write an option's value as Python does, shortened; Python refuses to write numbers of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
@@ -137,7 +147,7 @@ def as_python(value: Any) -> str:
 
 
 def is_default(config: Any, field: str) -> bool:
-    """Whether a field of a dataclass has the value it has where nothing is given."""
+    """Return whether a field of a dataclass has its declared default."""
     return getattr(config, field) == type(config).__dataclass_fields__[field].default
 
 
@@ -161,7 +171,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As on the command line, e.g. "--learning-rate"."""
+        """The flag on the command line, e.g. "--learning-rate"."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -171,7 +181,7 @@ class Option:
 
 
 def own_options(cls: type) -> tuple[Option, ...]:
-    """The options of a dataclass's own fields, without those it inherits; help comes from metadata or docstrings."""
+    """List the options of a dataclass's own fields, without inherited ones; help comes from metadata or docstrings."""
     hints, docs = get_type_hints(cls), _attribute_docstrings(cls)
     return tuple(
         Option(

@@ -1,4 +1,4 @@
-"""Reads YAML that an attacker may have written: plain values only, of bounded size, with errors of one line."""
+"""Read YAML that an attacker may have written: plain values only, of bounded size, with errors of one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from easydel.errors import brief
 
-# A run's file has some hundred values. Aliases can stand for each other, so a few lines may spell out billions.
+# A run's file has about a hundred values. Aliases may refer to each other, so a few lines can spell out billions.
 MOST_CHARACTERS = 1 << 20
 MOST_VALUES = 20_000
 DEEPEST = 50
@@ -50,7 +50,7 @@ _Loader.add_implicit_resolver(
 
 
 def compose(text: str) -> yaml.Node | None:
-    """The one document of a text as checked nodes, which `construct` makes values of; None for an empty text.
+    """Parse the one document of a text into checked nodes, for `construct`; None for an empty text.
 
     Raises:
       YamlProblem: the text is no YAML, too large or too deep, uses tags, or has a key twice or one that is no text.
@@ -74,7 +74,7 @@ def compose(text: str) -> yaml.Node | None:
 
 
 def _check(root: yaml.Node) -> None:
-    """Walk through every value, an alias as often as it is used, and refuse what is not plain."""
+    """Walk through every value, an alias as often as it is used, and refuse what is not plain YAML."""
     waiting, seen = [(root, 0)], 0
     while waiting:
         node, depth = waiting.pop()
@@ -105,10 +105,10 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
 
 
 def construct(node: yaml.Node) -> Any:
-    """The value of a checked node.
+    """Make the Python value of a checked node.
 
     Raises:
-      YamlProblem: a number that is none.
+      YamlProblem: a number cannot be read.
     """
     loader = _Loader("")
     try:
@@ -120,6 +120,14 @@ def construct(node: yaml.Node) -> Any:
 
 
 def load_plain(text: str) -> Any:
-    """The value that a text spells out; None for an empty one."""
+    """Read the value that a text spells out; None for an empty text.
+
+    Raises:
+      YamlProblem: see `compose` and `construct`.
+
+    Example:
+      >>> load_plain("{lr: 1e-6, names: [a, b]}")
+      {'lr': 1e-06, 'names': ['a', 'b']}
+    """
     root = compose(text)
     return None if root is None else construct(root)

@@ -29,8 +29,8 @@ DESCRIPTION = (
 )
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
-# The fields of `DPOConfig` that decide what becomes of a row: those of `PreferenceTransform` besides its tokenizer,
-# written out because the help should not have to import the data package.
+# The fields of `DPOConfig` that decide how a row becomes a pair: those of `PreferenceTransform` besides its tokenizer.
+# They are written out because the help should not have to import the data package.
 DATA_OPTIONS = (
     "max_length",
     "max_prompt_length",
@@ -43,7 +43,7 @@ DATA_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run works on; how it trains is `DPOConfig`."""
+    """The models, data and devices of a run; `DPOConfig` says how it trains."""
 
     model: str = dataclasses.field(metadata={"metavar": "MODEL"})
     """Model to train: a Hugging Face folder, a .gguf file or a hub id."""
@@ -57,7 +57,7 @@ class RunOptions:
     reference_model: str | None = dataclasses.field(default=None, metadata={"metavar": "MODEL"})
     """Model to stay near; none is the model as it was before training."""
     chat_template: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
-    """File with a chat template (Jinja) to use in place of the tokenizer's."""
+    """File with a chat template (Jinja) to use instead of the tokenizer's."""
     output: str | None = dataclasses.field(default=None, metadata={"metavar": "DIR"})
     """Run folder, short for save_directory and model_name; a number is added when it exists."""
     config: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
@@ -71,7 +71,7 @@ class RunOptions:
 
 
 def run_sections() -> tuple[Section, ...]:
-    """Every option of a run: those of `RunOptions`, then the fields of `DPOConfig` and of what it extends."""
+    """List every option of a run: those of `RunOptions`, then the fields of `DPOConfig` and `TrainingArguments`."""
     from easydel.trainers.direct_preference_optimization_trainer.dpo_config import DPOConfig
     from easydel.trainers.training_arguments import TrainingArguments
 
@@ -86,8 +86,8 @@ def run_dpo(arguments: Sequence[str]) -> int:
     """Train, save and report; returns the exit code.
 
     Raises:
-      UsageError: before the weights are loaded where options or rows are at fault.
-      FailedRun: the run broke off.
+      UsageError: options, rows or model files are at fault; before the weights are loaded if possible.
+      FailedRun: the run could not be finished, or the model not be written.
     """
     run, config = read_request(arguments)
 
@@ -116,13 +116,13 @@ def _train(trainer: DPOTrainer, run: RunOptions) -> TrainerOutput:
         except (NonFiniteError, SelfCheckError, ReferenceCacheError) as error:
             raise FailedRun(str(error)) from error
         except WriteError as error:
-            # The run has come to its end: only its last checkpoint is missing.
+            # Save the model all the same: the run is complete but for its last checkpoint.
             raise FailedRun(f"{error} The model was written to {_save(trainer, run)}.") from error
 
 
 def _save(trainer: DPOTrainer, run: RunOptions) -> Path:
-    """Write what was trained into the run folder; returns the model's folder."""
-    assert trainer.run_folder is not None  # read_request refuses a run that keeps nothing
+    """Write the trained model, and adapters if it has any, into the run folder; returns the model's folder."""
+    assert trainer.run_folder is not None  # read_request refuses a run without save_directory
     folder = trainer.run_folder / MODEL_FOLDER
     try:
         trainer.save_pretrained(folder)
@@ -137,7 +137,7 @@ def _save(trainer: DPOTrainer, run: RunOptions) -> Path:
 
 
 def _require_room(trainer: DPOTrainer) -> None:
-    """Refuse to train what could not be written at the end."""
+    """Refuse a run whose trained model would not fit on the disk."""
     import jax
 
     from easydel.trainers.run.folder import existing_folder
@@ -153,7 +153,7 @@ def _require_room(trainer: DPOTrainer) -> None:
 
 
 def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
-    """The options of a run from the command line and the file it names.
+    """Read the options of a run from the command line and the configuration file it names.
 
     Raises:
       UsageError: an option is unknown, missing, of the wrong type or out of range, or two do not go together.
@@ -181,7 +181,7 @@ def read_request(arguments: Sequence[str]) -> tuple[RunOptions, DPOConfig]:
 
 
 def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """`output` spelled out as the two options it is short for."""
+    """Replace `output` by the two options it is short for."""
     if values.get("output") is None:
         return values
     for name in ("save_directory", "model_name"):
@@ -195,7 +195,7 @@ def _with_run_folder(values: dict[str, Any]) -> dict[str, Any]:
 def _open_datasets(
     run: RunOptions, config: DPOConfig, tokenizer: Any
 ) -> tuple[ShardedDataSource, dict[str, ShardedDataSource]]:
-    """The training set and the evaluation sets by name, their first rows looked at."""
+    """Open the training set and the evaluation sets by name, and check their first rows."""
     from easydel.data.batching.first_rows import check_first_rows
     from easydel.data.preference.transform import PreferenceTransform
 
@@ -235,7 +235,7 @@ def _make_trainer(
 
 
 def summary(trainer: DPOTrainer, output: TrainerOutput, folder: Path) -> str:
-    """Where the model is, the last numbers of training and of each evaluation set, and the rows that were dropped."""
+    """Describe the finished run: the model's folder, the last metrics of every set, and the dropped rows."""
     lines = [f"model: {folder}"]
     if trainer.model.has_lora:
         lines.append(f"adapter: {folder.with_name(ADAPTER_FOLDER)}")

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly without being wrong itself, and how names are put right."""
+"""Define the errors that end a command with a message instead of a traceback, and suggest names for mistyped ones."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done as it stands: command line, options, data or model files. Exit code 2."""
+    """The request cannot be carried out: command line, options, data or model files are at fault. Exit code 2."""
 
 
 class FailedRun(Exception):
-    """The run started well and could not be finished. Exit code 1."""
+    """The run started but could not be finished. Exit code 1."""
 
 
 @contextmanager
 def refusing(*expected: type[Exception]) -> Iterator[None]:
     """Turn errors that are written for the user into a `UsageError`; a bug keeps its traceback.
 
-    An error of the operating system, or one of this package, says what to do; the same type out of the depths of
-    another library does not, and means that something is wrong here.
+    An error of the operating system or of this package says what to do. One of the same type from inside another
+    library does not: it is a bug of ours.
     """
     try:
         yield
@@ -37,6 +37,11 @@ def _raised_here(error: Exception) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or nothing when none is near."""
+    """Return the end of a message about an unknown name: the nearest known name, or "" if none is near.
+
+    Example:
+      >>> did_you_mean("learning_rte", ["learning_rate", "beta"])
+      '; did you mean learning_rate?'
+    """
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

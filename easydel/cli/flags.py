@@ -1,4 +1,4 @@
-"""Options as flags of the command line."""
+"""Read options from the flags of a command line, and print their help."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ def parse_flags(
     arguments: Sequence[str],
     positional: Option | None = None,
 ) -> dict[str, Any]:
-    """The values that are given on the command line, by option name; ``--help`` prints the help and exits.
+    """Read the values given on the command line, by option name; ``--help`` prints the help and exits.
+
+    Args:
+      command: the subcommand's name.
+      usage: the help's first line.
+      description: one or two sentences for the help.
+      sections: the options, grouped as the help shows them.
+      arguments: the words after the subcommand.
+      positional: an argument without a flag, or None.
 
     Raises:
       UsageError: an unknown flag, a value that is missing, surplus or of the wrong type.
@@ -90,7 +98,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
 
 
 def has_member(option: Option, *kinds: type) -> bool:
-    """Whether an option's type, or one of those that it may have, is one of these kinds."""
+    """Return whether an option's type, or a member of its union, is of one of these kinds."""
     return any(isinstance(one, kinds) for one in option.type.members)
 
 
@@ -103,7 +111,7 @@ def _value(option: Option, words: str | list[str]) -> Any:
 
 
 def _raw(option: Option, words: list[str]) -> Any:
-    """The words of an option that takes several: a mapping if each is name=value, a list, or a single one alone."""
+    """The words of an option that takes several: a mapping if each is name=value, one word alone, or a list."""
     contents = [one.item if isinstance(one, Items) else one.value for one in option.type.members
                 if isinstance(one, (Items, NamedValues))]  # fmt: skip
     read = _as_yaml if Anything() in contents else str

@@ -1,4 +1,4 @@
-"""Tokenizer and rows, opened and looked at before anything expensive starts."""
+"""Open and check the tokenizer and the rows before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def open_tokenizer(model: str, chat_template: str | None) -> PreTrainedTokenizerFast:
-    """The model's tokenizer, with the chat template of a file in place of its own if one is named."""
+    """Load the model's tokenizer, with the chat template of a file instead of its own if one is named.
+
+    Raises:
+      UsageError: the tokenizer or the template cannot be used.
+    """
     from easydel.tokenizer.tokenizer import load_tokenizer
 
     with refusing(OSError, ValueError):
@@ -27,7 +31,7 @@ def open_tokenizer(model: str, chat_template: str | None) -> PreTrainedTokenizer
 
 
 def read_chat_template(file: str) -> str:
-    """The chat template in a file.
+    """Read the chat template in a file, and compile it once as a check.
 
     Raises:
       UsageError: it cannot be read, or is no template.
@@ -55,16 +59,24 @@ def read_chat_template(file: str) -> str:
 
 
 def open_rows(files: str | Sequence[str]) -> ShardedDataSource:
-    """The rows of one or more files."""
+    """Open the rows of one or more files.
+
+    Raises:
+      UsageError: a file is missing, of an unknown format or damaged.
+    """
     from easydel.data.sources.open_source import open_source
 
-    # ValueError covers unknown suffixes, DataError, and what pyarrow says of damaged files.
+    # ValueError covers unknown suffixes, DataError, and pyarrow's errors about damaged files.
     with refusing(OSError, ValueError):
         return open_source(files)
 
 
 def open_mixture(weights: Mapping[str, float]) -> MixtureSource:
-    """The rows of several files, folders or globs in the proportions of their weights; prints how many of each."""
+    """Open several files, folders or globs as one mixture in the proportions of their weights; print the rows of each.
+
+    Raises:
+      UsageError: a weight is not above 0, or a file cannot be used.
+    """
     from easydel.data.sources.mixture import MixtureSource
 
     for file, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Entry point: picks the command and turns how it ends into an exit code."""
+"""Run the `easydel` command line: pick the subcommand, and turn its result or error into an exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     0: done. 1: the run failed. 2: command line, options, data or model files are not right. 130: interrupted.
-    Anything unforeseen is an ordinary exception, with its traceback.
+    143: ended by SIGTERM. A bug raises an ordinary exception, with its traceback.
 
     Args:
       arguments: without the program's name; None takes those of the process.
@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("easydel: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except SystemExit as finished:  # a command's --help
+    except SystemExit as finished:  # a command's --help, or SIGTERM during training
         return int(finished.code or DONE)
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    # A command's own imports are made only when it is run.
+    # Import a subcommand only when it runs: another's imports would only cost time.
     if name == "dpo":
         from easydel.cli.dpo import run_dpo
 

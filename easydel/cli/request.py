@@ -1,4 +1,4 @@
-"""What a command is asked to do: the values of the configuration file, with those of the command line over them."""
+"""Read what a command is asked to do: the values of a configuration file, overridden by the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_BYTES = 1 << 20
 
 
 def layers(given: Mapping[str, Any], options: Iterable[Option]) -> list[dict[str, Any]]:
-    """The file's values, if a file is given with ``--config``, and then the command line's; a later one wins.
+    """Return the values of the file given with ``--config``, if any, and then the command line's; the later wins.
 
     Raises:
       UsageError: the file is not right.
@@ -31,7 +31,11 @@ def layers(given: Mapping[str, Any], options: Iterable[Option]) -> list[dict[str
 
 
 def require_options(values: Mapping[str, Any], options: Iterable[Option]) -> None:
-    """Refuse when an option without a default is nowhere given."""
+    """Refuse a request that leaves out an option without a default.
+
+    Raises:
+      UsageError: names the options.
+    """
     missing = [option for option in options if option.required and option.name not in values]
     if missing:
         flags = " and ".join(option.flag for option in missing)
@@ -40,7 +44,7 @@ def require_options(values: Mapping[str, Any], options: Iterable[Option]) -> Non
 
 
 def read_config_file(path: str, options: Mapping[str, Option]) -> dict[str, Any]:
-    """The values a file gives, by option name.
+    """Read the values of a configuration file, by option name.
 
     Raises:
       UsageError: the file cannot be read, names an option that does not exist or names one twice, or a value has the

@@ -1,4 +1,4 @@
-"""`easydel show`: one row as the trainer sees it."""
+"""`easydel show`: print one row as the trainer sees it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ USAGE = "easydel show FILE --model MODEL [--row N] [options]"
 DESCRIPTION = "Print one row of a data file as the trainer sees it: tokens, cuts, and what carries loss."
 FILE = Option("file", Text(), dataclasses.MISSING, "Data file, as for --train-dataset of easydel dpo.", "FILE")
 ROW_IS_GOOD, ROW_IS_BAD = 0, 2
-# Those of a run that matter here; the configuration file of a run can be used as it is.
+# The options of a run that matter here; the configuration file of a run can be used unchanged.
 OF_THE_RUN = ("model", "chat_template", "config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowOptions:
-    """What `easydel show` has of its own."""
+    """Options that only `easydel show` has."""
 
     row: int = 0
     """Which row, counted from 0."""

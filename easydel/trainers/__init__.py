@@ -1,4 +1,4 @@
-"""Training loops and their options; the names load on first use."""
+"""Export the trainers and their options; each name loads on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Take the model out of what was given, and give it the adapters that the options ask for."""
+"""Take the model out of a state, and add the adapters that the options ask for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from easydel.weights.pretrained import TRAINABLE_TYPES
 
 
 def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> EasyDeLBaseModule:
-    """The model itself, or that of a state.
+    """Return the model itself, or the model of a state.
+
+    Args:
+      model: a model or a state.
+      name: what an error calls it.
 
     Raises:
       TypeError: it is neither.
@@ -27,7 +31,7 @@ def model_of(model: EasyDeLBaseModule | EasyDeLState, name: str = "model") -> Ea
 
 
 def adapted_model(model: EasyDeLBaseModule, arguments: TrainingArguments) -> EasyDeLBaseModule:
-    """The model with the adapters, and the quantised weights beside them, that the options ask for.
+    """Return the model with the adapters and the quantised weights that the options ask for.
 
     Raises:
       ValueError: the model has adapters or quantised weights already, or number types that are not trained in.

@@ -1,4 +1,4 @@
-"""Send batches to the devices ahead of their use, each with the position of the data behind it."""
+"""Send batches to the devices ahead of their use, each with the data's position right after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCHES_AHEAD = 2
 def on_device(
     batches: Iterable[Batch], mesh: Mesh, before_each: Callable[[], None]
 ) -> Iterator[tuple[Batch, DeviceBatch]]:
-    """Batches with their copies on the devices, sent two ahead of their use.
+    """Yield batches with their copies on the devices, sent two ahead of their use.
 
     Args:
       batches: on the host.
@@ -40,7 +40,13 @@ def with_positions(
     count: int,
     send: Callable[[Iterable[Batch]], Iterator[tuple[Batch, DeviceBatch]]],
 ) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
-    """At most `count` batches as `send` gives them, each with the data's position right behind it; closes `batches`."""
+    """Yield at most `count` batches as `send` gives them, each with the data's position right after it.
+
+    Args:
+      batches: on the host; closed at the end.
+      count: most batches to take.
+      send: puts batches on the devices, in order, such as `on_device`.
+    """
     positions: collections.deque[dict[str, Any]] = collections.deque()
 
     def remember_positions() -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, from optax."""
+"""Make optimisers and learning-rate schedules from optax, and check their arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from easydel.options import as_python
 
 
 class OptimizerOptions(Protocol):
-    """What is read here of the options of a run, `easydel.TrainingArguments`, where each is described."""
+    """The options of a run that this module reads; `easydel.TrainingArguments` describes each."""
 
     @property
     def learning_rate(self) -> float: ...
@@ -60,9 +60,9 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """`optax.adafactor` with learning rate and weight decay as AdamW has them.
 
-    The second moment of a matrix is kept as its row and column means, a layer at a time, so that the state is next to
-    nothing; clipping and the scale of a parameter go by all layers of a kind together. The learning rate is absolute
-    unless `multiply_by_parameter_scale`, and scales the decay too.
+    The second moment of a matrix is kept as its row and column means, per layer, so the state is almost nothing.
+    Clipping and the scale of a parameter are computed over all layers of a stack together. The learning rate is
+    absolute unless `multiply_by_parameter_scale`, and scales the decay too.
 
     References:
       Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018.
@@ -81,7 +81,7 @@ def adafactor(
     )
 
 
-# All with a decay that the learning rate scales; the rest of a signature is open to extra_optimizer_kwargs.
+# All scale the decay by the learning rate; extra_optimizer_kwargs may give every argument but OWN_FIELDS.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": optax.adamw,
     "lion": optax.lion,
@@ -95,13 +95,13 @@ def _is_number(value: Any) -> bool:
 
 
 SHARE = Key(expected="a number from 0 to below 1", accepts=lambda value: _is_number(value) and 0 <= value < 1)
-# float32 holds it: an eps that is 0 there divides 0 by 0 where a gradient is 0.
+# An eps too small for float32 becomes 0 and divides 0 by 0 where a gradient is 0.
 ABOVE_ZERO = Key(
     expected="a number above 0 that float32 holds",
     accepts=lambda value: _is_number(value) and value >= SMALLEST_FLOAT,
 )
 TRUTH = Key(expected="True or False", accepts=lambda value: isinstance(value, bool))
-# Only first moments can be had in 16 bits: a second moment moves by less than a bfloat16 can show.
+# Only first moments may have 16 bits: a second moment changes by less than bfloat16 resolves.
 MOMENT_DTYPE = Key(expected="'float32' or 'bfloat16'", accepts=lambda value: value in ("float32", "bfloat16"))
 
 
@@ -133,9 +133,9 @@ EXTRA_KWARGS: dict[str, Key] = {
 
 
 def make_schedule(arguments: OptimizerOptions, total_steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, …: a linear warm-up, then constant, linear or cosine decay to 0.
+    """Make the learning rate of update 0, 1, …: a linear warm-up, then constant, or linear or cosine decay to 0.
 
-    The warm-up's updates take 1/n, 2/n, … n/n of the peak: none of them is wasted on a rate of 0.
+    The n updates of the warm-up take 1/n, 2/n, … n/n of the peak: none of them is wasted on a rate of 0.
     """
     warmup = arguments.warmup_steps or round(arguments.warmup_ratio * total_steps)
     peak, decay_steps = arguments.learning_rate, max(1, total_steps - warmup)
@@ -150,7 +150,7 @@ def make_schedule(arguments: OptimizerOptions, total_steps: int) -> optax.Schedu
 
 
 def make_optimizer(arguments: OptimizerOptions, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clip the gradient's global norm, then one update of the chosen optimiser."""
+    """Make the chosen optimiser, with clipping of the gradient's global norm before it."""
     optimizer = OPTIMIZERS[arguments.optimizer](
         schedule, weight_decay=arguments.weight_decay, mask=decayed_parameters, **arguments.extra_optimizer_kwargs
     )
@@ -160,12 +160,11 @@ def make_optimizer(arguments: OptimizerOptions, schedule: optax.Schedule) -> opt
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` that takes the norm as ``grad_norm`` where the caller has it.
+    """`optax.clip_by_global_norm` that takes the norm as ``grad_norm`` if the caller has computed it.
 
     .. math:: g \\min(1, c / \\lVert g \\rVert)
 
-    The gradient is multiplied by one number, which costs no pass over it: the compiler makes it part of the
-    optimiser's own.
+    Scaling costs no pass over the gradient of its own: the compiler fuses it with the optimiser's.
     """
 
     def update(
@@ -184,7 +183,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
 
 
 def decayed_parameters(params: PyTree) -> PyTree:
-    """True for weight matrices and embeddings; norms and biases are not decayed."""
+    """Mark the parameters that decay: True for weight matrices and embeddings, False for norms and biases."""
 
     def one(path, _leaf) -> bool:
         return not re.search(r"norm\.weight$|\.bias$", parameter_path(path))

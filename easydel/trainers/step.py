@@ -1,7 +1,7 @@
-"""One update of any task: accumulate micro-batches, clip, skip what is not finite, draw random keys.
+"""Make one update of any task: accumulate micro-batches, clip, skip a non-finite update, draw dropout keys.
 
 A task gives a `TaskLoss`; `training_step` and `evaluation_step` are pure functions of a state and a batch, and
-`CompiledTrainingStep` compiles the first so that it uses up the state that it is given.
+`CompiledTrainingStep` compiles the first so that it donates the state that it is given.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def training_step(
 ) -> tuple[EasyDeLState, Metrics]:
     """Make one optimiser update on one batch.
 
-    The loss is the mean over the batch's examples whatever the number of micro-batches; gradients add up in float32,
-    the dtype of the parameters. A non-finite loss or gradient leaves the state as it was but for its step, which counts
-    batches. Dropout of adapters is drawn from the seed, the state's step and the number of the micro-batch, so a run
-    can be repeated from any of its states.
+    The loss is the mean over the batch's examples for any number of micro-batches; gradients accumulate in float32, the
+    dtype of the parameters. A non-finite loss or gradient leaves the state unchanged except for its step, which counts
+    batches. Dropout of adapters is drawn from the seed, the state's step and the index of the micro-batch, so a run can
+    be repeated from any of its states.
 
     Args:
       state: model, optimiser and step.
       batch: arrays ``[rows, ...]`` on the devices, with all that `loss` reads.
-      loss: of the task.
-      count_micro_batches: how many the batch is cut into, by the shape of its ``input_ids``.
+      loss: the task's loss.
+      count_micro_batches: the number of micro-batches, from the shape ``(rows, length)`` of ``input_ids``.
       remat: rebuild each layer in the backward pass instead of keeping its activations.
       dropout_seed: seed of dropout.
 
@@ -56,7 +56,7 @@ def training_step(
     trainable, frozen = split_trainable(state.model)
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
     micro_batches = split_micro_batches(batch, count_micro_batches(*batch["input_ids"].shape))
-    # All micro-batches add to one gradient in place: a second one would be as large as the parameters.
+    # Accumulate into one gradient buffer: a second one would be as large as the parameters.
     gradient_refs = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), trainable)
 
     def loss_of(number: int | Array) -> Callable[[EasyDeLBaseModule], tuple[Array, Metrics]]:
@@ -89,7 +89,17 @@ def training_step(
 def evaluation_step(
     state: EasyDeLState, batch: DeviceBatch, *, loss: TaskLoss[Any], count_micro_batches: CountMicroBatches
 ) -> Metrics:
-    """The loss's metrics of one batch, without gradients: scored in micro-batches, then taken together."""
+    """Compute the metrics of one batch without gradients: score it in micro-batches, then reduce them together.
+
+    Args:
+      state: its model is evaluated.
+      batch: arrays ``[rows, ...]`` on the devices, with all that `loss` reads.
+      loss: the task's loss.
+      count_micro_batches: the number of micro-batches, from the shape ``(rows, length)`` of ``input_ids``.
+
+    Returns:
+      The loss's metrics, each a mean over the batch's examples.
+    """
     scores = map_micro_batches(
         lambda rows: loss.score(state.model, rows),
         {key: batch[key] for key in loss.scored_keys},
@@ -99,7 +109,7 @@ def evaluation_step(
 
 
 def split_micro_batches(batch: DeviceBatch, count: int) -> DeviceBatch:
-    """``[rows, ...] -> [count, rows / count, ...]``; each takes every count-th row, so no row changes its device."""
+    """Cut ``[rows, ...]`` into ``[count, rows / count, ...]``; each takes every count-th row, so no row moves."""
     return {
         key: constrain(value.reshape(-1, count, *value.shape[1:]).swapaxes(0, 1), None, DATA_AXES)
         for key, value in batch.items()
@@ -112,18 +122,21 @@ def join_micro_batches(value: Shaped[Array, "count rows *rest"]) -> Shaped[Array
 
 
 def micro_batches_in_use(micro_batches: DeviceBatch) -> Int[Array, ""]:
-    """How many of the micro-batches hold a token: the first ones do, and the rest need not be run."""
+    """The number of micro-batches up to the last that holds a token; those after it need not be run."""
     holds_token = jnp.any(micro_batches["segment_ids"] > 0, axis=(1, 2))
     return jnp.max(jnp.where(holds_token, jnp.arange(1, holds_token.size + 1), 0))
 
 
 def map_micro_batches(score: Callable[[DeviceBatch], Scores], batch: DeviceBatch, count: int) -> Scores:
-    """`score` of a batch without gradients, a micro-batch at a time.
+    """Apply `score` to a batch without gradients, one micro-batch at a time.
 
     Args:
       score: from arrays ``[rows, ...]`` to arrays ``[rows, ...]``.
-      batch: what `score` reads, ``segment_ids`` among it.
-      count: of micro-batches; those that hold no token are not run and their rows are 0.
+      batch: what `score` reads, including ``segment_ids``.
+      count: number of micro-batches; those after the last that holds a token are not run and their rows are 0.
+
+    Returns:
+      What `score` returns for the whole batch, arrays ``[rows, ...]``.
     """
     if count == 1:
         return score(batch)
@@ -141,7 +154,7 @@ def map_micro_batches(score: Callable[[DeviceBatch], Scores], batch: DeviceBatch
 
 
 class CompiledTrainingStep:
-    """A training step under `jax.jit`, its state donated but for frozen parameters.
+    """A training step under `jax.jit` that donates its state, except for frozen parameters.
 
     Frozen parameters are passed in, never out: the state that comes back holds the very arrays it was given, which
     the caller's own model may share.
@@ -171,7 +184,7 @@ class CompiledTrainingStep:
         return self._joined(trained, frozen), metrics
 
     def lower(self, state: EasyDeLState, batch: DeviceBatch) -> jax.stages.Lowered:
-        """The program for such arguments, to look at its text or, compiled, at the memory it takes."""
+        """Lower the step for such arguments, to inspect its program or, once compiled, the memory it takes."""
         return self._compiled.lower(*self._split(state), batch)
 
     def _split(self, state: EasyDeLState) -> tuple[list[Array], list[Array]]:

@@ -1,11 +1,11 @@
-"""The training loop. It knows models, states and batches; what a batch means is a subclass's business.
+"""Run the training loop: update, log, evaluate, save. The loop knows models, states and batches, not what they mean.
 
 Read on in this order:
 
 - `trainer_protocol`: what passes between the loop and its task, and the hooks that a task fills in.
 - `device_feed`: batches on their way to the devices.
 - `step`: one update, from a batch to a new state.
-- `run/training_log`: its numbers, fetched one line of the log late; `callbacks/`: who hears of them.
+- `run/training_log`: its metrics, fetched one log line late; `callbacks/`: what receives them.
 - `run/record`: the run's folder, its checkpoints, and how a run is resumed.
 - `direct_preference_optimization_trainer/dpo_trainer`: the task.
 """
@@ -67,21 +67,21 @@ logger = logging.getLogger("easydel")
 
 
 class Trainer(TrainerHooks):
-    """Trains a model: batches in, updates, logs, evaluations out.
+    """Trains a model on batches; logs, evaluates and saves on schedule.
 
-    A subclass fills in the hooks of `TrainerHooks`. Its `__init__` calls this one first, then sets what its hooks need,
-    and calls `set_up` last: no hook sees a half-built object. The caller's own model stays usable: the trainer works on
-    a copy of what it trains and only reads the rest.
+    A subclass fills in the hooks of `TrainerHooks`. Its `__init__` calls this one first, then sets what the loaders
+    and the model need, and then calls `set_up`, which makes them: no hook sees a half-built object. The caller's own
+    model stays usable: the trainer works on a copy of what it trains and only reads the rest.
 
     Args:
       arguments: options of the run.
       model: a model, or a state, whose model is taken; step, optimiser and schedule are the run's own.
       processing_class: tokenizer, saved beside the model.
-      callbacks: listeners besides the trackers and the progress bar.
+      callbacks: called besides the trackers and the progress bar.
 
     Attributes:
-      mesh: the devices, those of the model where it lies on a mesh already.
-      dataloaders, total_steps, state: batches, planned updates, and the state in training; there from `set_up` on.
+      mesh: the devices; those of the model, if it is on a mesh already.
+      dataloaders, total_steps, state: batches, planned updates, and the state in training; available after `set_up`.
       log_history: every line of the log so far.
     """
 
@@ -120,7 +120,7 @@ class Trainer(TrainerHooks):
     # Set-up.
 
     def set_up(self, model: EasyDeLBaseModule | EasyDeLState) -> None:
-        """Make the loaders, plan the run, and make the state to train; the end of a subclass's `__init__`.
+        """Make the loaders, plan the run, and make the state to train; a subclass's `__init__` calls it.
 
         Raises:
           ValueError: options of evaluation without an evaluation set, or a run whose length is unknown.
@@ -140,11 +140,11 @@ class Trainer(TrainerHooks):
         self.state = self.configure_model(model)
 
     def add_callback(self, callback: TrainerCallback) -> None:
-        """Let one more callback hear of the run, after those it has."""
+        """Add a callback, called after those already there."""
         self._callbacks.add(callback)
 
     def configure_model(self, model: EasyDeLBaseModule | EasyDeLState) -> EasyDeLState:
-        """The state to train, on its mesh, trained parameters in buffers of their own."""
+        """Make the state to train, on its mesh, with trained parameters in buffers of their own."""
         policy = adapted_model(model_of(model), self.arguments)
         # A copy of what is trained, so that no update touches the caller's buffers; what is frozen is shared.
         policy = copy_trainable(policy.shard(self.mesh))
@@ -177,7 +177,7 @@ class Trainer(TrainerHooks):
         return train, functools.partial(evaluation_step, loss=loss, count_micro_batches=self.count_micro_batches)
 
     def configure_functions(self) -> TrainerConfigureFunctionOutput:
-        """Compile-on-first-use training and evaluation steps; the training step uses up the state it is given."""
+        """Make the jitted training and evaluation steps; the training step donates the state it is given."""
         train, evaluate = self.make_steps()
         return TrainerConfigureFunctionOutput(
             sharded_training_step_function=CompiledTrainingStep(train, self.state.shardings),
@@ -200,7 +200,7 @@ class Trainer(TrainerHooks):
 
     @property
     def run_folder(self) -> Path | None:
-        """Where the run's files are; None before `train`, and for a run that writes none."""
+        """The folder of the run's files; None before `train`, and for a run that writes none."""
         return self._record.folder
 
     # Checkpoints.
@@ -210,20 +210,20 @@ class Trainer(TrainerHooks):
         return {"state": self.state.replace(model=split_trainable(self.state.model)[0])}
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
-        """Take back what `checkpoint_arrays` gave."""
+        """Set the state from arrays that `checkpoint_arrays` returned."""
         frozen = split_trainable(self.state.model)[1]
         self.state = arrays["state"].replace(model=join(arrays["state"].model, frozen))
 
     def run_identity(self) -> dict[str, Any]:
-        """What makes two runs the same run, in JSON types; a checkpoint of a run with another identity is refused."""
-        # Dropout is drawn by position in the batch, so the layout and the mesh count beside it.
+        """All that determines the run's numbers, in JSON types; a checkpoint with another identity is refused."""
+        # Dropout is drawn by position in the batch, so the layout and the mesh change the result.
         with_layout = self.arguments.lora_dropout > 0
         options = options_of_result(self.arguments, with_layout=with_layout)
         identity = {"model": self._model_as_given(), "updates": self.total_steps} | options
         return identity | {"mesh": dict(self.mesh.shape)} if with_layout else identity
 
     def load_checkpoint(self, folder: str | Path) -> None:
-        """Take the state of a checkpoint of this model, e.g. `TrainerOutput.best_checkpoint`, to evaluate or save it.
+        """Load the state of a checkpoint of this model, e.g. `TrainerOutput.best_checkpoint`, to evaluate or save it.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
@@ -231,20 +231,20 @@ class Trainer(TrainerHooks):
         """
         checkpoint = user_path(folder).absolute()
         check_intact(checkpoint)
-        # After the first update of a run without files it can no longer be told which model it started from.
+        # A run without files never digests its initial model, and after the first update that model is gone.
         is_known = self._given_model is not None or not self._has_started
         known = {"model": self._model_as_given()} if is_known else {}
         arrays, _ = self._record.load(checkpoint, self.checkpoint_arrays(), known)
         self.restore_arrays(arrays)
 
     def _model_as_given(self) -> dict[str, Any]:
-        """The digest of the model before any update; first asked for when it still is that model."""
+        """The digest of the model before any update; the first call must come before the first update."""
         if self._given_model is None:
             self._given_model = model_digest(self.state.model)
         return self._given_model
 
     def _open_run(self) -> tuple[list[Update], int] | None:
-        """Find the run's folder, and resume where that is asked for: the updates that wait for their log line."""
+        """Open the run's folder and resume if asked to; return the updates that still wait for their log line."""
         if self.arguments.save_directory is None:
             return None
         identity = self.run_identity()
@@ -269,7 +269,7 @@ class Trainer(TrainerHooks):
             self._callbacks.notify(self, "on_save", self._record.progress.step, self._record.last_checkpoint)
 
     def _save_last_good_state(self, log: TrainingLog) -> None:
-        """After an exception: keep what was trained since the last checkpoint, where the state has survived."""
+        """After an exception, save what was trained since the last checkpoint, if the state has survived."""
         record = self._record
         if record.is_saved:
             return
@@ -286,11 +286,11 @@ class Trainer(TrainerHooks):
         except WriteError:
             logger.error("the state after update %d is lost; the last checkpoint is before it.", record.progress.step)
         except Exception:
-            # The exception that ended the run is the one to show.
+            # Only log this one: the exception that ended the run is the one to raise.
             logger.exception("the state after update %d could not be saved.", record.progress.step)
         else:
             logger.warning(
-                'the state after update %d is saved in %s; go on with resume_from_checkpoint="latest".',
+                'the state after update %d is saved in %s; resume with resume_from_checkpoint="latest".',
                 record.progress.step,
                 record.last_checkpoint,
             )
@@ -300,15 +300,15 @@ class Trainer(TrainerHooks):
     def train(self) -> TrainerOutput:
         """Train to the end of the data or ``max_training_steps``, evaluating before, on schedule and after.
 
-        SIGINT and SIGTERM end the run after the update in progress, with a checkpoint; any exception out of a hook,
-        a callback or the data leaves one too, and reaches the caller.
+        SIGINT and SIGTERM end the run after the update in progress, with a checkpoint. An exception from a hook, a
+        callback or the data also leaves a checkpoint, and reaches the caller.
 
         Returns:
           The final state, the last metrics and the whole log.
 
         Raises:
           NonFiniteError: the loss or gradient stayed non-finite; `self.state` is the last good state.
-          ValueError: there is no training set, this trainer has trained before, or the checkpoint to go on from is of
+          ValueError: there is no training set, this trainer has trained before, or the checkpoint to resume from is of
             another run.
           KeyboardInterrupt, SystemExit: a signal ended the run.
         """
@@ -321,8 +321,9 @@ class Trainer(TrainerHooks):
             )
         if self.arguments.resume_from_checkpoint is None and int(self.state.step):
             raise ValueError(
-                f"this trainer holds the state of a checkpoint after {int(self.state.step)} updates: to go on from it, "
-                "set resume_from_checkpoint; to train on from its weights, make a new trainer with trainer.model."
+                f"this trainer holds the state of a checkpoint after {int(self.state.step)} updates: to resume from "
+                "it, set resume_from_checkpoint; to train further from its weights, make a new trainer with "
+                "trainer.model."
             )
         self._has_started = True
         log = TrainingLog(self.arguments.log_steps, self.arguments.max_nonfinite_steps, self._log_window)
@@ -331,7 +332,7 @@ class Trainer(TrainerHooks):
                 with log.pause():
                     pending = self._open_run()
                     self.prepare_run()
-                # The log's own file comes first: a line is in it whatever a listener does.
+                # The log's own file comes first: each line is in it even if another callback raises.
                 self._callbacks.put_first(self._run_callbacks())
                 self._callbacks.notify(self, "on_train_begin")
                 if pending is not None:
@@ -346,7 +347,7 @@ class Trainer(TrainerHooks):
             raise
         finally:
             self._signals = StopSignals()
-            with contextlib.ExitStack() as ends:  # both, whatever one of them raises
+            with contextlib.ExitStack() as ends:  # both run, even if one of them raises
                 ends.callback(self._callbacks.end, self)
                 ends.callback(self._record.close, sys.exc_info()[1])
         last: dict[str, float] = {}
@@ -374,7 +375,7 @@ class Trainer(TrainerHooks):
     def _run(self, log: TrainingLog) -> None:
         arguments, progress = self.arguments, self._record.progress
         with log.pause():
-            # Now, where it may have to be measured, which happens once: beside an update it would come out too low.
+            # Measure the peak now, where it has to be measured: during an update it would come out too low.
             peak_flops(self.mesh)
         self._evaluate_if_due(log)
         for batch, device_batch, position in () if self._is_over() else self._training_batches():
@@ -405,7 +406,7 @@ class Trainer(TrainerHooks):
             )
 
     def _raise_if_interrupted(self) -> None:
-        """Between updates, and between the batches of anything long."""
+        """Raise if a signal has come; called between updates and between batches."""
         received = self._signals.received
         if received is not None:
             raise interruption(received, f"{received.name} after update {self._record.progress.step}")
@@ -414,13 +415,13 @@ class Trainer(TrainerHooks):
         return self._record.progress.step == self.total_steps or self._stop_reason is not None
 
     def _training_batches(self) -> Iterator[tuple[Batch, DeviceBatch, dict[str, Any]]]:
-        """What is left of the run's batches, each with the data's position behind it."""
+        """The run's remaining batches, each with the data's position right after it."""
         assert self.dataloaders.train is not None
         batches = self._batches_from_here(self.dataloaders.train)
         return with_positions(batches, self.total_steps - self._record.progress.step, self.on_device)
 
     def on_device(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, DeviceBatch]]:
-        """Batches with their copies on the devices, sent ahead of their use; a signal ends the run between two."""
+        """Batches with their copies on the devices, sent ahead of their use; a signal raises between two of them."""
         return on_device(batches, self.mesh, self._raise_if_interrupted)
 
     def _batches_from_here(self, train: BatchLoader) -> BatchIterator:
@@ -436,13 +437,13 @@ class Trainer(TrainerHooks):
             ) from error
 
     def _update(self, batch: Batch, device_batch: DeviceBatch, position: dict[str, Any]) -> tuple[Metrics, jax.Array]:
-        """One update: its numbers, and whether it had to be skipped."""
+        """Make one update; return its metrics and whether it was skipped."""
         progress = self._record.progress
         state = self.on_step_start(self.state, progress.step + 1)
         with jax.set_mesh(self.mesh):
             prepared = self.prepare_batch(state, batch, device_batch)
             self.state, metrics = self.functions.sharded_training_step_function(state, prepared)
-        # At once: what is saved after an exception must be the state and the progress of the same update.
+        # Right after the state: a save after an exception must hold the state and the progress of the same update.
         progress.step, progress.data = progress.step + 1, position
         is_nonfinite = metrics.pop("nonfinite")
         if progress.step == 1 and not is_nonfinite:
@@ -483,7 +484,7 @@ class Trainer(TrainerHooks):
         return results
 
     def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
-        """The ``eval/…`` numbers of some sets by name; nothing is logged."""
+        """Evaluate on sets by name and return the ``eval/…`` means; nothing is logged."""
         results: dict[str, float] = {}
         evaluation_step = self.functions.sharded_evaluation_step_function
         for name, loader in sets.items():

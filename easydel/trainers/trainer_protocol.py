@@ -1,4 +1,4 @@
-"""What passes between the training loop and the trainer that fills it in."""
+"""Define what passes between the training loop and its task: batches, losses, hooks, results and errors."""
 
 from __future__ import annotations
 
@@ -29,29 +29,31 @@ Scores = TypeVar("Scores", bound=PyTree)
 
 
 class BatchIterator(Protocol):
-    """Batches in an order, and the place in it."""
+    """Batches in an order, and the position in it."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
 
     def position(self) -> dict[str, Any]:
-        """The place right after the last batch given, in JSON types; see `BatchLoader.iterate`."""
+        """The position right after the last batch given, in JSON types; see `BatchLoader.iterate`."""
         ...
 
     def close(self) -> None:
-        """Stop what works ahead, and give no more batches."""
+        """Stop preparing batches ahead; no more batches come."""
         ...
 
 
 class BatchLoader(Protocol):
-    """Batches that can be iterated any number of times, and what was counted on the latest pass."""
+    """Batches that can be iterated any number of times, with counters of the latest pass."""
 
     def iterate(self, position: dict[str, Any] | None = None) -> BatchIterator:
         """The batches from the beginning, or those that follow a position."""
         ...
 
-    def counters(self) -> dict[str, float]: ...
+    def counters(self) -> dict[str, float]:
+        """What was counted on the latest pass so far, by metric name."""
+        ...
 
 
 class TaskLoss(Protocol[Scores]):
@@ -72,13 +74,13 @@ class TaskLoss(Protocol[Scores]):
         ...
 
     def totals(self, batch: DeviceBatch) -> PyTree:
-        """Counts over a whole update, so that what a mean is over does not depend on its micro-batches."""
+        """Counts over a whole update: a mean's denominator must not depend on the micro-batches."""
         ...
 
     def __call__(self, scores: Scores, batch: DeviceBatch, totals: PyTree) -> Metrics:
         """The batch's share of the means over the update's examples; shares of micro-batches add up to the means.
 
-        ``loss`` is among them and the only one that is differentiated.
+        Only ``loss``, which must be among them, is differentiated.
         """
         ...
 
@@ -105,8 +107,8 @@ class TrainerConfigureFunctionOutput:
     """Compiled steps and what they run on.
 
     Attributes:
-      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is used up, but for
-        parameters that are not trained.
+      sharded_training_step_function: ``(state, batch) -> (state, metrics)``; the state passed in is donated, except
+        for frozen parameters.
       sharded_evaluation_step_function: ``(state, batch) -> metrics``.
       mesh: the devices.
       checkpoint_manager: writes checkpoints, or None when the run keeps none.
@@ -120,7 +122,7 @@ class TrainerConfigureFunctionOutput:
 
 @dataclasses.dataclass(frozen=True)
 class BatchStatistics:
-    """What the host knows of a batch without asking the device.
+    """Counts of a batch that the host knows without asking the device.
 
     Attributes:
       examples: how many examples the batch's means stand for.
@@ -139,13 +141,13 @@ class BatchStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class TrainerOutput:
-    """What a run gives back.
+    """The result of `Trainer.train`.
 
     Attributes:
       state: the final state; its ``model`` is the trained one.
       metrics: the last ``train/…`` and ``eval/…`` numbers.
       last_checkpoint: folder of the latest checkpoint, or None where the run keeps none.
-      best_checkpoint: folder of the best by `best_metric`, or None.
+      best_checkpoint: folder of the best checkpoint by `best_metric`, or None.
       log_history: every line that was logged.
       run_folder: where the files are, or None.
       stop_reason: why the run ended before its last update, or None.
@@ -165,11 +167,11 @@ class NonFiniteError(RuntimeError):
 
 
 class SelfCheckError(RuntimeError):
-    """The first update's numbers cannot be right; nothing after it was applied."""
+    """The first update's metrics cannot be right; the run ended before a second update."""
 
 
 class TrainerHooks(abc.ABC):
-    """The methods of `Trainer` that a subclass gives, and those it may override."""
+    """The methods of `Trainer` that a subclass must define, and those it may override."""
 
     @abc.abstractmethod
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
@@ -181,7 +183,7 @@ class TrainerHooks(abc.ABC):
 
     @abc.abstractmethod
     def count_micro_batches(self, rows: int, length: int) -> int:
-        """In how many micro-batches a batch of `rows` rows of `length` tokens goes through the model."""
+        """The number of micro-batches for a batch of `rows` rows of `length` tokens."""
 
     @abc.abstractmethod
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
@@ -189,14 +191,14 @@ class TrainerHooks(abc.ABC):
 
     @abc.abstractmethod
     def evaluation_loader(self, dataset: Any) -> BatchLoader:
-        """Batches of a set that was not given at construction."""
+        """Make the loader of an evaluation set, such as one given to `Trainer.evaluate`."""
 
     def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
-        """Add to a batch on the device what the step needs besides; called before every step."""
+        """Return the batch on the devices with all that the step reads; called before every step."""
         return device_batch
 
     def prepare_run(self) -> None:  # noqa: B027  a hook: nothing to do unless a subclass has something
-        """Hook at the start of `train`, when it is known where the run begins and before its first evaluation."""
+        """Hook at the start of `train`: after a checkpoint is restored, before the first evaluation."""
 
     def on_step_start(self, state: EasyDeLState, step: int) -> EasyDeLState:
         """Hook before update number `step` (from 1)."""
@@ -208,4 +210,8 @@ class TrainerHooks(abc.ABC):
 
     @abc.abstractmethod
     def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
-        """Look at the first update's batch and metrics; raise `SelfCheckError` if they can't be right."""
+        """Check the first update's batch and metrics.
+
+        Raises:
+          SelfCheckError: they cannot be right.
+        """

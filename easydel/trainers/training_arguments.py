@@ -1,4 +1,4 @@
-"""Everything about a run that is not about preferences."""
+"""Declare and check the options that a training run of any task has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easydel.layers.name_pattern import check_pattern
 from easydel.options import COUNT, INDEX, POSITIVE, Range, check_options, is_default, option_field, require
 
 Tracker = Literal["tensorboard"]
-# What only an adapter honours.
+# Options that have no effect without adapters.
 LORA_OPTIONS = ("lora_alpha", "lora_dropout", "lora_pattern", "use_rslora", "lora_seed", "quantize_base")
 
 
@@ -23,10 +23,10 @@ class TrainingArguments:
     total_batch_size: int = option_field(32, changes="result", within=COUNT)
     """Examples of one optimiser update, over all devices and accumulation steps."""
     gradient_accumulation_steps: int = option_field(1, changes="layout", within=COUNT)
-    """Micro-batches an update is computed in at least, one after the other; changes memory, not results."""
+    """Least number of micro-batches an update is computed in, one after the other; changes memory, not results."""
     micro_batch_tokens: int | None = option_field(None, changes="layout")
-    """Most tokens that go through the model at once on a device, unless one example has more, in multiples of 128; None
-    takes 2048 on CPU and 8192 elsewhere. Changes memory and speed, not results."""
+    """Most tokens per device in one micro-batch, unless one example has more, in multiples of 128; None takes 2048 on
+    CPU and 8192 elsewhere. Changes memory and speed, not results."""
     eval_batch_size: int | None = option_field(None, changes="session", within=COUNT)
     """Examples of one evaluation batch; None takes total_batch_size."""
     num_train_epochs: int = option_field(1, changes="result", within=COUNT)
@@ -35,7 +35,7 @@ class TrainingArguments:
     """Most optimiser updates; None leaves it to num_train_epochs. Whichever comes first ends the run."""
 
     optimizer: Literal["adamw", "lion", "adafactor"] = option_field("adamw", changes="result")
-    """Optimiser, from optax; adafactor keeps next to no state."""
+    """Optimiser, from optax; adafactor keeps almost no state."""
     scheduler: Literal["constant", "linear", "cosine"] = option_field("linear", changes="result")
     """Learning rate after warm-up: constant, or down to zero at the last step."""
     warmup_steps: int = option_field(0, changes="result", within=INDEX)
@@ -56,59 +56,62 @@ class TrainingArguments:
     )
     """Seed of that order."""
     shuffle_buffer_size: int = option_field(10_000, changes="result", within=COUNT)
-    """Rows within which a stream is shuffled, and that are held for it; other data is shuffled whole."""
+    """Rows of a stream that are held in memory and shuffled among each other; other data is shuffled whole."""
     max_dropped_share: float = option_field(0.05, changes="result", within=Range("a share", least=0, most=1))
     """Largest share of rows, 0 to 1, that may be dropped as unusable before the run stops."""
 
     lora_rank: int | None = option_field(None, changes="result", within=COUNT)
-    """Train low-rank adapters of this rank and leave the weights as they are (LoRA); none trains all weights."""
+    """Train low-rank adapters of this rank and leave the weights as they are (LoRA); None trains all weights."""
     lora_alpha: float | None = option_field(None, changes="result", within=POSITIVE)
-    """The adapters' output is scaled by lora_alpha / lora_rank; none takes twice the rank."""
+    """The adapters' output is scaled by lora_alpha / lora_rank; None takes twice the rank."""
     lora_dropout: float = option_field(0.0, changes="result", within=Range("a share", least=0, below=1))
     """Share of an adapter's inputs that a training step leaves out."""
     lora_pattern: str | None = option_field(None, changes="result")
-    """Layers that get adapters, a regular expression such as "q_proj|v_proj"; none takes all of the decoder layers."""
+    """Layers that get adapters, a regular expression such as "q_proj|v_proj"; None takes every linear layer of the
+    decoder layers."""
     use_rslora: bool = option_field(False, changes="result")
     """Scale by lora_alpha / sqrt(lora_rank) instead (rsLoRA)."""
     lora_seed: int = option_field(0, changes="result", within=INDEX)
-    """Seed of the adapters' first weights and of their dropout."""
+    """Seed of the adapters' initial weights and of their dropout."""
     quantize_base: Literal["int8"] | None = option_field(None, changes="result")
-    """Keep the layers' own weights in 8 bits while adapters are trained; none keeps them as they are."""
+    """Keep the layers' own weights in 8 bits while adapters are trained; None keeps them as they are."""
 
     gradient_checkpointing: bool = option_field(True, changes="session")
-    """Keep each layer's input and its attention's result, and rebuild the rest in the backward pass. Without it all
-    matrix products are kept: less arithmetic, several times the activations."""
+    """Keep each layer's input and attention output, and rebuild the rest in the backward pass. False keeps all matrix
+    products: less arithmetic, several times the activation memory."""
     max_nonfinite_steps: int = option_field(3, changes="session", within=COUNT)
     """Updates with a non-finite loss or gradient are skipped; this many in a row end the run."""
 
     do_eval: bool | None = option_field(None, changes="session")
     """Evaluate before the first step, on schedule and at the end; None does so when there is an evaluation set."""
     evaluation_steps: int | None = option_field(None, changes="session", within=COUNT)
-    """Also evaluate every so many updates."""
+    """Updates from one evaluation to the next; None evaluates only before the first step and at the end."""
     log_steps: int = option_field(1, changes="session", within=COUNT)
-    """Updates of one line in the log."""
+    """Updates per line of the log."""
     best_metric: str | None = option_field(None, changes="session")
-    """Metric of the evaluations that marks the best checkpoint, e.g. eval/loss; what ends in loss is better low."""
+    """Evaluation metric that marks the best checkpoint, e.g. eval/loss; lower is better if its name ends in loss."""
     early_stopping_patience: int | None = option_field(None, changes="session", within=COUNT)
     """End the run after this many evaluations in a row without a better best_metric."""
     max_training_seconds: float | None = option_field(
         None, changes="session", within=Range("a number of seconds", above=0)
     )
-    """End the run after this time, with the evaluation and, where save_steps is set, the checkpoint of its end."""
+    """End the run after this time, with a last evaluation and, if save_steps is set, a last checkpoint."""
     report_to: tuple[Tracker, ...] = option_field((), changes="session")
     """Trackers besides metrics.jsonl."""
     progress_bar: bool = option_field(True, changes="session")
-    """A bar on a terminal, lines now and then in a log."""
+    """Show a bar on a terminal, or a line every 10 seconds elsewhere."""
     save_directory: str | None = option_field("runs", changes="session")
     """Where run folders go; None writes no files."""
     model_name: str = option_field("dpo", changes="session")
     """Name of the run folder; a number is added when it exists, so that nothing is overwritten."""
     save_steps: int | None = option_field(None, changes="session", within=COUNT)
-    """Write a checkpoint every so many updates and at the end; None only when the run is interrupted or fails."""
+    """Updates from one checkpoint to the next, with one at the end; None writes one only if the run is interrupted or
+    fails."""
     save_total_limit: int | None = option_field(None, changes="session", within=COUNT)
     """Keep this many of the latest checkpoints, and the best; None keeps all."""
     resume_from_checkpoint: str | None = option_field(None, changes="session")
-    """Go on from a checkpoint: latest, a run folder or a checkpoint folder; latest starts anew where there is none."""
+    """Resume from a checkpoint: latest, a run folder or a checkpoint folder; latest starts a new run if there is
+    none."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -141,7 +144,7 @@ class TrainingArguments:
                 f"total_batch_size={self.total_batch_size} examples of an update; set it to that or less."
             )
         self._check_checkpoints()
-        # Two mistakes that would otherwise show only after the model is loaded.
+        # Check trackers and optimiser arguments here: otherwise a mistake shows only after the model is loaded.
         from easydel.trainers.callbacks.trackers import check_trackers
         from easydel.trainers.optimizers import check_optimizer_kwargs
 
@@ -149,7 +152,7 @@ class TrainingArguments:
         check_optimizer_kwargs(self.optimizer, self.extra_optimizer_kwargs)
 
     def _check_checkpoints(self) -> None:
-        """That checkpoints, the best of them and early stopping have what they need."""
+        """Check that checkpoints, the choice of the best one and early stopping have what they need."""
         for field in ("save_steps", "resume_from_checkpoint"):
             if getattr(self, field) is not None and self.save_directory is None:
                 raise ValueError(

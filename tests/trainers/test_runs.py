@@ -383,7 +383,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried(r
             if step != 2:
                 patch.setattr(checkpoints, "start_saving", full)
             run.save(ARRAYS, NO_UPDATES)
-    assert caplog.text.count("No space left on device (0.0 MB free). Training goes on") == 2
+    assert caplog.text.count("No space left on device (0.0 MB free). Training continues") == 2
     with pytest.raises(WriteError, match="the last checkpoint, 3 .* The trained model is in trainer.model"):
         run.close(None)
     assert run.last_checkpoint == latest_checkpoint(run.folder) == run.folder / "checkpoints" / "2"

@@ -1,1 +1,1 @@
-"""What hears of a run: progress, trackers, early stopping."""
+"""Callbacks of a run: progress, trackers, early stopping."""

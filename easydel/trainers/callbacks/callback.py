@@ -1,4 +1,4 @@
-"""Callbacks listen to a run and may end it; here is what they may read of it, and when they are called."""
+"""Define callbacks: what they may read of a run, when they are called, and what happens when one fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunningTrainer(Protocol):
 
     @property
     def state(self) -> EasyDeLState:
-        """Step, model and optimiser state; the next update uses up the buffers of what is trained."""
+        """Step, model and optimiser state; the next update donates the buffers of what is trained."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class RunningTrainer(Protocol):
 
     @property
     def progress_metrics(self) -> Mapping[str, str]:
-        """Metric -> label of those worth showing while the run goes on."""
+        """Metric -> label of those shown during the run."""
         ...
 
     def stop(self, reason: str) -> None:
@@ -61,13 +61,13 @@ class RunningTrainer(Protocol):
 
 
 class TrainerCallback:
-    """Override what you need; an exception in a callback ends the run and reaches the caller."""
+    """Receives the events of a run; override those you need. An exception ends the run and reaches the caller."""
 
     def on_train_begin(self, trainer: RunningTrainer) -> None:
         """Before the first step; `trainer.total_steps` is known."""
 
     def on_step_end(self, trainer: RunningTrainer, step: int) -> None:
-        """After every update; the device may still be working on it."""
+        """After every update; the device may still be computing it."""
 
     def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
         """A new line of `trainer.log_history`: its ``step`` and ``train/…`` or ``eval/…`` numbers."""
@@ -83,9 +83,9 @@ class TrainerCallback:
 
 
 class Watcher(TrainerCallback):
-    """A callback that training can do without: where it fails it is switched off, with one warning.
+    """A callback that training can do without: if it fails, it is switched off with one warning.
 
-    The trackers and the progress bar are watchers; make your own tracker one, and its server may go away.
+    The trackers and the progress bar are watchers. Make your own tracker one: then a lost server does not end the run.
     """
 
 
@@ -99,11 +99,11 @@ class Callbacks:
         self._callbacks = list(callbacks)
 
     def add(self, callback: TrainerCallback) -> None:
-        """Call one more, after the others."""
+        """Add one, called after the others."""
         self._callbacks.append(callback)
 
     def put_first(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Call some more, before the others."""
+        """Add some, called before the others."""
         self._callbacks = [*callbacks, *self._callbacks]
 
     def notify(self, trainer: RunningTrainer, event: str, *arguments: Any) -> None:
@@ -112,7 +112,7 @@ class Callbacks:
             self._tell(callback, trainer, event, *arguments)
 
     def end(self, trainer: RunningTrainer) -> None:
-        """Call ``on_train_end`` of every callback, whatever one of them raises."""
+        """Call ``on_train_end`` of every callback, even if one of them raises."""
         with contextlib.ExitStack() as ends:
             for callback in reversed(self._callbacks):
                 ends.callback(self._tell, callback, trainer, "on_train_end")
@@ -124,5 +124,5 @@ class Callbacks:
             if not isinstance(callback, Watcher):
                 raise
             failure = f"{type(error).__name__}: {error}"
-            logger.warning("%s failed (%s) and is off; training goes on.", type(callback).__name__, failure)
+            logger.warning("%s failed (%s) and is off; training continues.", type(callback).__name__, failure)
             self._callbacks.remove(callback)

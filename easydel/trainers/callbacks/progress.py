@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, lines now and then in a log."""
+"""Show progress: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -80,7 +80,14 @@ class ProgressReporter(Watcher):
 
 
 def track(items: Iterable[Item], label: str, total: int | None, console: Console | None = None) -> Iterator[Item]:
-    """The items as they are, with a bar on a terminal or lines now and then in a log; `total` None is unknown."""
+    """Yield the items unchanged, with a bar on a terminal or a line every 10 seconds elsewhere.
+
+    Args:
+      items: what to iterate.
+      label: what the bar or line calls them.
+      total: how many there are; None if unknown.
+      console: where to print; None is standard error.
+    """
     console = console or Console(stderr=True)
     last_line = time.monotonic()
     of = "" if total is None else f"/{total}"
@@ -97,7 +104,7 @@ def track(items: Iterable[Item], label: str, total: int | None, console: Console
 
 
 def _numbers(line: LogLine, names: Mapping[str, str]) -> str:
-    """``loss 0.6931  margin 0.000`` for the metrics a trainer wants seen; those of named sets after the set's name."""
+    """``loss 0.6931  margin 0`` for the metrics in `names`; those of a named set follow the set's name."""
     shown: dict[str, list[str]] = {}
     for name, value in line.items():
         metric = next((metric for metric in names if name.endswith("/" + metric)), None)

@@ -1,4 +1,4 @@
-"""Callbacks that end a run early."""
+"""End a run early: when a metric stops improving, or when its time is up."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from easydel.trainers.callbacks.callback import RunningTrainer, TrainerCallback
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is good when it is low: losses are, accuracies and margins are not."""
+    """Return whether lower values of a metric are better: true for losses, false for accuracies and margins."""
     return metric.rsplit("/", 1)[-1] == "loss"
 
 
 class EarlyStopping(TrainerCallback):
     """Ends the run when `metric` has not improved for `patience` evaluations in a row.
 
-    It judges by `trainer.evaluations`, so that a resumed run counts on from where it was.
+    It judges by `trainer.evaluations`, so a resumed run continues the count.
 
     Args:
       metric: an evaluation metric, e.g. "eval/loss" or "eval/rewards/accuracies".
-      patience: evaluations without improvement that end the run; one that is not a number is none.
-      min_delta: what counts as an improvement, in the metric's unit.
+      patience: evaluations without improvement that end the run; NaN is no improvement.
+      min_delta: least change that counts as an improvement, in the metric's unit.
+
+    Raises:
+      ValueError: `patience` is below 1 or `min_delta` below 0.
     """
 
     def __init__(self, metric: str, patience: int, min_delta: float = 0.0):
@@ -50,7 +53,11 @@ class EarlyStopping(TrainerCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Ends the run after so many seconds; the update in progress still ends, and what comes at the end of a run."""
+    """Ends the run after a number of seconds, once the update in progress, the last evaluation and checkpoint are done.
+
+    Args:
+      seconds: time from the start of training.
+    """
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -67,7 +74,7 @@ class TimeLimit(TrainerCallback):
 def stopping_callbacks(
     best_metric: str | None, early_stopping_patience: int | None, max_training_seconds: float | None
 ) -> list[TrainerCallback]:
-    """Those that the options of these names ask for."""
+    """Make the stopping callbacks that the options of these names ask for."""
     callbacks: list[TrainerCallback] = []
     if early_stopping_patience is not None and best_metric is not None:
         callbacks.append(EarlyStopping(best_metric, early_stopping_patience))

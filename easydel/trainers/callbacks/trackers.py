@@ -1,4 +1,4 @@
-"""Write log lines to the trackers of experiments: TensorBoard."""
+"""Write log lines to experiment trackers: TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TensorBoardTracker(Watcher):
     def on_train_begin(self, trainer: RunningTrainer) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
-        # Not SummaryWriter: its thread dies of the first failed write, and the loop then waits for it for ever.
+        # Not SummaryWriter: its thread dies at the first failed write, and the loop then waits for it forever.
         self._writer = EventsWriter(str(self._folder / "events"))
 
     def on_log(self, trainer: RunningTrainer, line: LogLine) -> None:
@@ -48,10 +48,10 @@ TRACKERS = {"tensorboard": TensorBoardTracker}
 
 
 def check_trackers(report_to: Iterable[str]) -> None:
-    """Refuse trackers whose package is not there, or cannot be imported.
+    """Refuse trackers whose package is missing or cannot be imported.
 
     Raises:
-      ValueError: says what to install.
+      ValueError: names the package and what to install.
     """
     for name in report_to:
         package = TRACKERS[name].package

@@ -1,1 +1,1 @@
-"""Direct preference optimisation: configuration, objectives, reference, steps, trainer."""
+"""Direct preference optimisation: configuration, objectives, scoring, loss, reference, trainer."""

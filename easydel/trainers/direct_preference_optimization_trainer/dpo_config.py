@@ -1,4 +1,4 @@
-"""Options of direct preference optimisation."""
+"""Declare and check the options of direct preference optimisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from easydel.trainers.training_arguments import TrainingArguments
 
 @dataclasses.dataclass(kw_only=True)
 class DPOConfig(TrainingArguments):
-    """`TrainingArguments` and what preferences add to them; ranges and combinations are checked when it is made."""
+    """Options of a DPO run: `TrainingArguments` and those of preferences; ranges and combinations are checked on
+    construction."""
 
     loss_type: str | list[str] = option_field(
         "sigmoid",
@@ -46,7 +47,7 @@ class DPOConfig(TrainingArguments):
     rpo_alpha: float | None = option_field(None, changes="result", within=POSITIVE)
     """Weight of the chosen completions' negative log-likelihood added to the loss; None adds nothing."""
     use_weighting: bool = option_field(False, changes="result")
-    """Weigh each pair by how likely the policy finds its completions (WPO)."""
+    """Weigh each pair by the probability that the policy gives its completions (WPO)."""
     reference_free: bool = option_field(False, changes="result")
     """Take a uniform reference: its log-probs count as 0, and no reference model is kept."""
     precompute_ref_log_probs: bool = option_field(False, changes="session")
@@ -79,7 +80,7 @@ class DPOConfig(TrainingArguments):
     """Most tokens of such an answer."""
 
     packing: bool = option_field(True, changes="layout")
-    """Put several pairs into one row; changes speed and memory, not results."""
+    """Put several pairs into one row of the batch; changes speed and memory, not results."""
     share_prompt: bool = option_field(True, changes="layout")
     """Run each prompt once for both completions; changes speed and memory, not results."""
 
@@ -145,7 +146,7 @@ class DPOConfig(TrainingArguments):
 
     @property
     def loss_types(self) -> tuple[str, ...]:
-        """The objectives, also where there is only one."""
+        """The names of the objectives, as a tuple even if there is only one."""
         return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
 
     @property
@@ -160,16 +161,20 @@ class DPOConfig(TrainingArguments):
 
     @property
     def reads_reference(self) -> bool:
-        """True where an objective compares the policy with a reference; otherwise there are no rewards either."""
+        """True if an objective compares the policy with a reference; otherwise there are no rewards either."""
         return any(OBJECTIVES[name].needs_reference for name in self.loss_types)
 
     @property
     def keeps_reference(self) -> bool:
-        """True where there is a reference model to score with."""
+        """True if there is a reference model to score with."""
         return self.reads_reference and not self.reference_free
 
     def check_reference(self, given: str, fix: str = "leave it out") -> None:
-        """Refuse what was given as the reference, such as "reference_model has", where it would have no effect.
+        """Refuse a reference that would have no effect.
+
+        Args:
+          given: subject and verb of the error, such as "reference_model has".
+          fix: what the error tells the user to do with it.
 
         Raises:
           ValueError: no reference is kept.
@@ -183,7 +188,7 @@ class DPOConfig(TrainingArguments):
             raise ValueError(f"{given} no effect with reference_free=True; {fix}, or set reference_free=False.")
 
     def _check_objective(self) -> None:
-        """Ranges of the objective's options, and that each of them has an effect."""
+        """Check the ranges of the objectives' options, and that each option given has an effect."""
         require(bool(self.loss_types), "loss_type", self.loss_type, "at least one objective")
         for name in self.loss_types:
             require(name in OBJECTIVES, "loss_type", name, f"one of {', '.join(OBJECTIVES)}")

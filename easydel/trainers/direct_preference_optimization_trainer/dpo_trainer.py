@@ -1,4 +1,12 @@
-"""Direct preference optimisation."""
+"""Train by direct preference optimisation: the task that the loop of `easydel.trainers.trainer` runs.
+
+Read on in this order:
+
+- `dpo_config`: the options; `inputs`: the checks of the trainer's other arguments.
+- `scoring`: log-probs of pairs under a model, the same for policy and reference.
+- `reference/scorer`: the reference's log-probs, cached by `reference/cache`; `reference/reference`: its weights.
+- `preference_loss`: loss and metrics, by the objectives of `objectives/`.
+"""
 
 from __future__ import annotations
 
@@ -85,24 +93,25 @@ class DPOTrainer(Trainer):
     Args:
       arguments: options; see `DPOConfig`.
       model: the policy to train. It stays usable: the trainer works on a copy.
-      reference_model: what the policy is held near; None is the policy as given. May be the same object as `model`.
+      reference_model: what the policy is held near; None is the initial policy. May be the same object as `model`.
       processing_class: tokenizer (a `transformers` fast tokenizer or an object with the same few methods), or a
         processor that has one.
       train_dataset: rows with "prompt", "chosen" and "rejected" (text, chat messages or token ids); tokenised lazily,
         during iteration.
       eval_dataset: the same for evaluation, or a dict of named sets.
       data_collator: makes the batch from a list of `PreferencePair`; None packs trees.
-      callbacks: listeners besides the trackers and the progress bar.
-      now: the time that a chat template with today's date is told, for every row; by default the clock's. A run that
-        is resumed keeps its own.
+      callbacks: called besides the trackers and the progress bar.
+      now: the time that a chat template with today's date shows, for every row; None takes the clock's. A resumed run
+        keeps the time it began with.
 
     Attributes:
       processing_class: as given.
-      reference_state: the frozen reference; None when the run is reference-free or its objective needs none, when the
-        reference is the policy with adapters off, and when its log-probs were precomputed.
+      reference_state: the frozen reference; None if the run is reference-free or its objective needs none, if the
+        reference is the policy with adapters off, and once its weights were offloaded after precomputing.
       padding_value: token id that fills rows.
 
     Raises:
+      TypeError: `arguments` is no `DPOConfig`, a model is no model, or the tokenizer is none.
       ValueError: an option, the data or the models do not fit together; says what and how to mend it.
 
     Example:
@@ -152,7 +161,7 @@ class DPOTrainer(Trainer):
         self.data_collator = data_collator
         self._train_dataset = train_dataset
         self._eval_dataset = eval_dataset
-        self._unread_columns: set[str] = set()  # named already
+        self._unread_columns: set[str] = set()  # those that a warning has named
         self._has_weightless_batch = False
         self._shows_time = shows_time(self._tokenizer, arguments.chat_template_kwargs)
         self._now = now or datetime.datetime.now()
@@ -185,17 +194,19 @@ class DPOTrainer(Trainer):
 
     @property
     def reference_statistics(self) -> ReferenceStatistics:
-        """Where the reference is, and how often it was asked, looked up and run so far."""
+        """Where the reference's weights are, and its cache hits, misses and passes so far."""
         return self._reference.statistics
 
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:
         """Lazy loaders for the training and evaluation sets, with optional precomputed reference log-probs.
 
-        A few rows are looked at, the rest when iterated. Ready-made log-probs come with the batches; with
-        ``precompute_ref_log_probs`` `train` first runs all that these loaders deliver through the reference.
+        The first rows are checked here, the rest during iteration. Ready-made log-probs come with the batches; with
+        ``precompute_ref_log_probs``, `train` first runs all batches of these loaders through the reference.
 
         Raises:
           DataError: the first rows cannot be used.
+          ValueError: the training set's length is unknown and `max_training_steps` is None, or an option has no effect
+            on this data.
         """
         arguments = self.arguments
         train, steps, steps_per_epoch = None, None, None
@@ -216,7 +227,7 @@ class DPOTrainer(Trainer):
         return TrainerConfigureDataloaderOutput(train, evaluation, steps, steps_per_epoch)
 
     def evaluation_loader(self, dataset: PreferenceData) -> PreferenceLoader:
-        """Every good row of a set once, in order."""
+        """Make the loader of a set: every good row once, in order."""
         return self._loader(dataset, batch_size=self.arguments.eval_batch_size or self.arguments.total_batch_size)
 
     def _loader(self, dataset: PreferenceData, **order: Any) -> PreferenceLoader:
@@ -235,7 +246,7 @@ class DPOTrainer(Trainer):
         return PreferenceLoader(source, transform, self._collate, max_dropped_share=share, **order)
 
     def train(self) -> TrainerOutput:
-        """`Trainer.train`; at its end, says which rows were dropped and why."""
+        """Train as `Trainer.train` does; at the end, log which rows were dropped and why."""
         try:
             output = super().train()
         finally:
@@ -246,7 +257,7 @@ class DPOTrainer(Trainer):
         return output
 
     def prepare_run(self) -> None:
-        """Score everything by the reference, and let go of it, where that is to be done before training."""
+        """With ``precompute_ref_log_probs``, score all data with the reference, then offload its weights."""
         arguments = self.arguments
         if not arguments.precompute_ref_log_probs:
             return
@@ -269,7 +280,7 @@ class DPOTrainer(Trainer):
 
     def checkpoint_arrays(self) -> dict[str, Any]:
         """`Trainer.checkpoint_arrays` with the reference where it moves."""
-        # A run killed right after this checkpoint must not score again, in other company, what it has trained on.
+        # A run killed right after this checkpoint must not score again, in another batch, what it has trained on.
         self._reference.flush()
         arrays = super().checkpoint_arrays()
         if self.arguments.sync_ref_model:
@@ -277,14 +288,14 @@ class DPOTrainer(Trainer):
         return arrays
 
     def restore_arrays(self, arrays: dict[str, Any]) -> None:
-        """Take back what `checkpoint_arrays` gave."""
+        """Set state and reference from arrays that `checkpoint_arrays` returned."""
         super().restore_arrays(arrays)
         if self.arguments.sync_ref_model:
             still = split_moving(self._reference.model(self.model), self.model)[1]
             self.reference_state = EasyDeLState.create(join(arrays["reference"], still))
 
     def measure(self, sets: Mapping[str, BatchLoader]) -> dict[str, float]:
-        """`Trainer.measure`; log-probs of the reference that are new are kept for the next time."""
+        """`Trainer.measure`; new log-probs of the reference are stored in the cache."""
         try:
             return super().measure(sets)
         finally:
@@ -297,12 +308,12 @@ class DPOTrainer(Trainer):
         return PreferenceLoss(arguments.objective, scoring, self.model.dtype)
 
     def count_micro_batches(self, rows: int, length: int) -> int:
-        """As many as the layout makes of a batch of this shape."""
+        """The number of micro-batches that the layout makes of a batch of this shape."""
         return self._layout.count_micro_batches(rows, length)
 
     def prepare_batch(self, state: EasyDeLState, batch: Batch, device_batch: DeviceBatch) -> DeviceBatch:
-        """Add the reference's log-probs where the data did not bring them."""
-        # The step must not tell hits from misses: each other structure of a batch would be compiled anew.
+        """Add the reference's log-probs unless the data brings them."""
+        # Give the step the same keys for cache hits and misses: each structure of a batch is compiled separately.
         prepared = {name: value for name, value in device_batch.items() if name != "pair_keys"}
         self._report_if_weightless(batch)
         if "ref_chosen_logps" in batch:
@@ -314,7 +325,7 @@ class DPOTrainer(Trainer):
         return prepared | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     def _report_if_weightless(self, batch: Batch) -> None:
-        """Warn of the first batch in which every pair has weight 0: its update changes the weights by decay alone."""
+        """Warn of the first batch in which every pair has weight 0, since its gradient is 0."""
         if self._has_weightless_batch or batch["pair_weight"][batch["pair_mask"]].any():
             return
         self._has_weightless_batch = True
@@ -361,14 +372,15 @@ class DPOTrainer(Trainer):
     def compute_reference_log_probs(
         self, state: EasyDeLState, padded_batch: Mapping[str, Any]
     ) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
-        """Summed log-probabilities of a batch's completions under the reference, in nats, float32.
+        """Compute the summed log-probabilities of a batch's completions under the reference, in nats, float32.
 
         Args:
-          state: its model with adapters off is the reference where there is no `reference_state`; else not used.
+          state: its model with adapters off is the reference if the reference shares the policy's weights; otherwise
+            it is not used.
           padded_batch: a batch of this trainer's collate functions.
 
         Returns:
-          ``(chosen, rejected)``, one entry a pair, in the order the pairs were given to the collate function.
+          ``(chosen, rejected)``, one entry per pair, in the order the pairs were given to the collate function.
 
         Raises:
           ValueError: the objective needs no reference, so there is none.
@@ -389,14 +401,14 @@ class DPOTrainer(Trainer):
     def create_grain_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
     ) -> RowCollator:
-        """A function for ``batch_fn`` of a Grain pipeline: a list of rows -> one batch; worker processes can run it.
+        """Make the ``batch_fn`` of a Grain pipeline: a list of rows -> one batch; worker processes can run it.
 
         Args:
           max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
           truncation_mode: which end of an over-long prompt survives.
 
         Raises:
-          DataError: from the function, when a row cannot be used; it has no place to count dropped rows.
+          DataError: from the function, when a row cannot be used: a pipeline has no count of dropped rows.
         """
         transform = self._collect_transform(max_sequence_length, truncation_mode)
         return RowCollator(transform, self._collator)
@@ -404,9 +416,9 @@ class DPOTrainer(Trainer):
     def create_tfds_collect_function(
         self, max_sequence_length: int, truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
     ) -> ColumnCollator:
-        """A function for the batches of TFDS and ``tf.data``: a dict of columns -> the batch of the Grain function.
+        """Make a function for TFDS and ``tf.data``: a dict of columns -> the batch that the Grain function gives.
 
-        Columns are arrays or lists with one entry a row: byte strings, text, token ids or chat messages.
+        Columns are arrays or lists with one entry per row: byte strings, text, token ids or chat messages.
 
         Args:
           max_sequence_length: most tokens of prompt and completion together; prompts get half of it at most.
@@ -426,9 +438,9 @@ class DPOTrainer(Trainer):
         )
 
     def check_first_step(self, batch: DeviceBatch, metrics: Mapping[str, Any]) -> None:
-        """A reference that is the policy's own start must give margin 0 at the first step.
+        """Check that a reference that is the initial policy gives margin 0 at the first update.
 
-        Log-probs that the data brought are another model's business and are not judged.
+        Log-probs that the data brings may be another model's, so they are not checked.
 
         Raises:
           SelfCheckError: policy and reference are scored differently.
@@ -440,7 +452,7 @@ class DPOTrainer(Trainer):
         )
 
     def batch_statistics(self, batch: Batch) -> BatchStatistics:
-        """Tokens, padding and lengths of a batch."""
+        """Count the pairs, tokens, padding and completion lengths of a batch."""
         return describe_batch(batch, self.state.model, self._layout)
 
     def _transform(self, **overrides: Any) -> PreferenceTransform:
@@ -478,6 +490,6 @@ class DPOTrainer(Trainer):
 
     @property
     def _micro_batch_tokens(self) -> int:
-        """Few tokens make good use of a CPU; accelerators want more."""
+        """Most tokens of a micro-batch per device: few keep a CPU busy, accelerators need more."""
         given, is_cpu = self.arguments.micro_batch_tokens, self.mesh.devices.flat[0].platform == "cpu"
         return given or (2048 if is_cpu else 8192)

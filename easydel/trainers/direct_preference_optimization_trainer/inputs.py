@@ -1,4 +1,4 @@
-"""Checks that the arguments of the trainer fit each other."""
+"""Check that the trainer's arguments fit together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ logger = logging.getLogger("easydel")
 
 
 def refuse_layout_options(arguments: DPOConfig) -> None:
-    """Refuse options of the layout beside a data_collator, which makes its own."""
+    """Refuse options of the layout beside a data_collator, which makes its own layout.
+
+    Raises:
+      ValueError: `packing` or `share_prompt` is False.
+    """
     for option in ("packing", "share_prompt"):
         if not getattr(arguments, option):
             raise ValueError(
@@ -22,10 +26,10 @@ def refuse_layout_options(arguments: DPOConfig) -> None:
 
 
 def refuse_log_probs_without_effect(arguments: DPOConfig) -> None:
-    """Refuse data that brings reference log-probs where they would not be used.
+    """Refuse data that brings reference log-probs that would not be used.
 
     Raises:
-      ValueError: the reference is none, uniform or moves.
+      ValueError: there is no reference, or it is uniform, or it follows the policy.
     """
     arguments.check_reference("ref_chosen_logps and ref_rejected_logps in the data have", "drop the columns")
     if arguments.sync_ref_model:
@@ -36,19 +40,19 @@ def refuse_log_probs_without_effect(arguments: DPOConfig) -> None:
 
 
 def warn_of_length(max_length: int | None, model: EasyDeLBaseModule) -> None:
-    """Say so where rows may be longer than anything the model was made for."""
+    """Warn if rows may be longer than the model's ``max_position_embeddings``."""
     longest = model.config.max_position_embeddings
     if max_length is None or max_length > longest:
         logger.warning(
             "max_length=%s, but the model was made for %d positions (max_position_embeddings in config.json); "
-            "longer rows are outside what it has learnt.",
+            "the model has not learnt from longer rows.",
             max_length,
             longest,
         )
 
 
 def tokenizer_of(processing_class: Any) -> Any:
-    """The tokenizer itself, or that of a processor.
+    """Return the tokenizer itself, or that of a processor.
 
     Raises:
       TypeError: it is neither.
@@ -64,7 +68,7 @@ def tokenizer_of(processing_class: Any) -> Any:
 
 
 def padding_value_of(arguments: DPOConfig, tokenizer: Any, vocab_size: int) -> int:
-    """The token id that fills rows: the option's, else the tokenizer's pad token.
+    """Return the token id that fills rows: the option's, else the tokenizer's pad token.
 
     Raises:
       ValueError: there is neither, or the model has no such token; says how to set one.

@@ -1,4 +1,4 @@
-"""Answers of the model in training, to be read beside its numbers."""
+"""Generate the trained model's answers to some prompts at every evaluation, to read beside its metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 class SampleAnswers(Watcher):
-    """Lets the model answer some prompts at every evaluation, greedily.
+    """Generates the model's answers to some prompts at every evaluation, greedily.
 
     Each answer is a line of ``samples.jsonl`` in the run folder and an entry of `history`: the ``step``, the ``set``
     the prompt is from, ``prompt`` and ``answer`` as text.
 
     Args:
       pairs: rows whose prompts are answered, by the name of their set.
-      tokenizer: decodes; its end-of-text token ends an answer.
+      tokenizer: decodes answers; its EOS token ends one.
       max_new_tokens: most tokens of an answer.
     """
 
@@ -32,7 +32,7 @@ class SampleAnswers(Watcher):
         self.history: list[dict[str, Any]] = []
 
     def on_train_begin(self, trainer: RunningTrainer) -> None:
-        """A resumed run answers again from its checkpoint on."""
+        """Remove the answers after the checkpoint of a resumed run, which generates them again."""
         path = None if trainer.run_folder is None else trainer.run_folder / SAMPLES_FILE
         if path is not None and path.exists():
             step = int(trainer.state.step)
@@ -63,7 +63,7 @@ class SampleAnswers(Watcher):
 
 
 def _is_of(text: str, last_step: int) -> bool:
-    """True where a line is an answer up to an update; what a kill cut short is none."""
+    """True if a line is an answer made up to an update; a line that a kill cut short is not."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

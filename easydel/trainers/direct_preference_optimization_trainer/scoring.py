@@ -20,7 +20,7 @@ from easydel.ops.mesh_axes import DATA_AXES
 from easydel.trainers.step import map_micro_batches
 from easydel.trainers.trainer_protocol import CountMicroBatches, DeviceBatch
 
-# What the model reads of a batch; the rest is for the objective and for people.
+# What scoring reads of a batch; the objective and the log read the rest.
 SCORED_KEYS = (
     "input_ids",
     "position_ids",
@@ -36,8 +36,11 @@ SCORED_KEYS = (
 class PairLogps(NamedTuple):
     """Summed log-probabilities in nats of every slot's completions, float32, 0 where a slot is empty.
 
-    ``split_logps`` holds, for chosen and rejected, the sum over as many tokens as the shorter completion has and the
-    sum over those beyond: what the two others are made of, whatever ``ld_alpha`` is (`whole_completions`).
+    Attributes:
+      chosen, rejected: sums over each completion, tokens beyond the shorter one weighted by ``ld_alpha``.
+      split_logps: for chosen and rejected, the sum over as many tokens as the shorter completion has and the sum over
+        those beyond it; `whole_completions` makes the two others of it for any ``ld_alpha``.
+      log_weight: log-weight of each pair (`ScoringOptions.with_weight`), without gradient; None if not asked for.
     """
 
     chosen: Float[Array, "rows slots"]
@@ -48,7 +51,7 @@ class PairLogps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ScoringOptions:
-    """What changes how the completions of pairs are scored.
+    """Options of scoring the completions of pairs.
 
     Attributes:
       ld_alpha: weight of the tokens beyond the shorter completion's length (LD-DPO, Liu et al. 2024); None is 1.
@@ -127,13 +130,25 @@ def score_pairs(
 def whole_completions(
     split_logps: Float[Array, "rows slots 2 2"], ld_alpha: float | None
 ) -> tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]:
-    """``(chosen, rejected)``, each the sum that both completions reach plus ``ld_alpha`` times what lies beyond."""
+    """Sum each completion over both halves of its split log-probs.
+
+    .. math:: \\sum_{i \\le n} \\log p_i + \\alpha \\sum_{i > n} \\log p_i
+
+    with n the scored tokens of the shorter completion.
+
+    Args:
+      split_logps: `PairLogps.split_logps`, in nats.
+      ld_alpha: weight α of the tokens beyond the shorter completion's length; None is 1.
+
+    Returns:
+      ``(chosen, rejected)``, in nats.
+    """
     sums = split_logps[..., 0] + (1.0 if ld_alpha is None else ld_alpha) * split_logps[..., 1]
     return sums[..., 0], sums[..., 1]
 
 
 def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], Int[Array, "rows slots"]]:
-    """Scored tokens of each slot's chosen and rejected completion."""
+    """Count the scored tokens of each slot's chosen and rejected completion; 0 where a slot is empty."""
     lengths = branch_lengths(batch["target_slots"], batch["pair_mask"].shape[1], 2)
     return lengths[..., 0], lengths[..., 1]
 
@@ -141,7 +156,13 @@ def completion_lengths(batch: DeviceBatch) -> tuple[Int[Array, "rows slots"], In
 def branch_lengths(
     target_slots: Int[Array, "rows targets"], slots: int, branches: int
 ) -> Int[Array, "rows slots branches"]:
-    """Scored tokens of every branch, 0 where there is none."""
+    """Count the scored tokens of every branch, 0 where there is none.
+
+    Args:
+      target_slots: ``slot * branches + branch`` of each target, -1 for padding.
+      slots: slots per row.
+      branches: branches per slot.
+    """
 
     def count(of_row: Int[Array, " targets"]) -> Int[Array, " branches"]:
         # Padding (-1) counts for a branch out of range, which mode="drop" ignores.
@@ -169,7 +190,7 @@ def _score_targets(
 def _number_in_branch(
     target_slots: Int[Array, "rows targets"], lengths: Int[Array, "rows slots branches"]
 ) -> Int[Array, "rows targets"]:
-    """How many targets of its branch stand before a target; targets stand in the order of slots, then of branches."""
+    """The number of targets of the same branch before each target; targets are sorted by slot, then by branch."""
     of_branch = lengths.reshape(lengths.shape[0], -1)
     starts = jnp.cumsum(of_branch, axis=1) - of_branch
     return jnp.arange(target_slots.shape[1]) - jnp.take_along_axis(starts, jnp.maximum(target_slots, 0), axis=1)
@@ -188,7 +209,14 @@ def _sum_by_branch(
 def score_in_micro_batches(
     model: EasyDeLBaseModule, batch: DeviceBatch, options: ScoringOptions, count_micro_batches: CountMicroBatches
 ) -> PairLogps:
-    """`score_pairs` without gradients, as many rows at a time as a training step holds."""
+    """Apply `score_pairs` without gradients, in the micro-batches of a training step.
+
+    Args:
+      model: policy or reference.
+      batch: arrays of pairs (`easydel.data.batching.packing.pack`).
+      options: discounts and weights.
+      count_micro_batches: the number of micro-batches, from the shape ``(rows, length)`` of ``input_ids``.
+    """
     return map_micro_batches(
         lambda rows: score_pairs(model, rows, options),
         {key: batch[key] for key in SCORED_KEYS},

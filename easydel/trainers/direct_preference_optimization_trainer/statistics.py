@@ -1,4 +1,4 @@
-"""What the host can say of a batch without asking the device."""
+"""Count a batch's pairs, tokens and useful arithmetic on the host, without asking the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from easydel.trainers.trainer_protocol import BatchStatistics
 
 
 def describe_batch(batch: Batch, model: EasyDeLBaseModule, layout: PackingLayout) -> BatchStatistics:
-    """Pairs, tokens, useful arithmetic, padding, completion lengths and truncation of a batch."""
+    """Count the pairs, tokens, useful arithmetic, padding, completion lengths and cut pairs of a batch.
+
+    Args:
+      batch: as collated, with ``target_slots`` of two branches per slot.
+      model: the policy, whose shape gives the floating-point operations.
+      layout: says how many positions of the batch go through the model.
+    """
     pairs = int(np.count_nonzero(batch["pair_mask"]))
     tokens = int(np.count_nonzero(batch["segment_ids"]))
     targets = batch["target_slots"]
@@ -28,7 +34,7 @@ def describe_batch(batch: Batch, model: EasyDeLBaseModule, layout: PackingLayout
     return BatchStatistics(
         examples=pairs,
         tokens=tokens,
-        # Forward, gradient of the hidden state and, unless only adapters are trained, of the head.
+        # The head's share: forward, gradient of the hidden state and, unless only adapters are trained, of its weight.
         flops=float(tokens * model.training_flops_per_token + scored * head * (2 if model.has_lora else 3)),
         means=means,
         names="rows " + ", ".join(map(str, rows[:32])) + (" …" if len(rows) > 32 else ""),

@@ -1,4 +1,4 @@
-"""The time that a chat template with today's date is told: the run's own, which a resumed run keeps."""
+"""Choose the time that a chat template with today's date shows: a resumed run keeps the time it began with."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TEMPLATE_TIME = "chat_template_time"
 
 
 def time_of_run(arguments: TrainingArguments, now: datetime.datetime) -> datetime.datetime:
-    """The time kept with the checkpoint that a run goes on from; `now`, to the second, for a new run."""
+    """Return the time kept with the checkpoint that a run resumes from, or `now`, to the second, for a new run."""
     kept = _kept_time(arguments)
     if kept is None:
         return now.replace(microsecond=0)
     if kept.date() != now.date():
         logger.warning(
-            "the chat template shows the date: the run goes on with %s, when it began; today is %s.",
+            "the chat template shows the date: the run continues with %s, when it began; today is %s.",
             kept.date(),
             now.date(),
         )
@@ -34,7 +34,7 @@ def _kept_time(arguments: TrainingArguments) -> datetime.datetime | None:
     directory, resume_from = arguments.save_directory, arguments.resume_from_checkpoint
     if directory is None or resume_from is None:
         return None
-    # A fault of the run's folder is reported when the run goes on in it.
+    # A fault of the run's folder is reported when the run resumes in it.
     with contextlib.suppress(OSError, ValueError):
         if resume_from == "latest":
             run = newest_run(user_path(directory).absolute(), arguments.model_name)

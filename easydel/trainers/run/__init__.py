@@ -1,1 +1,1 @@
-"""What a run keeps on disk: its folder, checkpoints, record and identity."""
+"""Keep a run on disk: its folder, log, checkpoints and identity."""

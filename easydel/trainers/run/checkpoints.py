@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, each of them whole or not there."""
+"""Write the checkpoints of a run in the background, each complete or absent; find and verify them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Checkpoints:
     """The numbered checkpoints in ``<run folder>/checkpoints``.
 
     A checkpoint is a pytree's arrays, at full precision, metadata in JSON, and a manifest of both. `save` returns when
-    the arrays have left the device; files are written and summed up while training goes on, under another name until
-    they are complete. A write that fails is logged and leaves nothing behind; the next one is tried again.
+    the arrays have left the device; files are written and checksummed while training continues, under another name
+    until they are complete. A write that fails is logged and leaves no files; the next checkpoint is tried again.
 
     Args:
       keep: how many of the latest are kept; None keeps all.
-      lower_is_better: which end of the ratings is the good one.
+      lower_is_better: whether a lower rating is better.
 
     Attributes:
       failure: why the latest write failed, or None; `wait` raises it.
@@ -48,7 +48,7 @@ class Checkpoints:
         self.failure: WriteError | None = None
 
     def open(self, run_folder: Path) -> None:
-        """Write from now on into a run's folder; what a killed run left half-written there is removed."""
+        """Write into a run's folder from now on; remove what a killed run left half-written there."""
         self._root = run_folder.absolute() / FOLDER
         for leftover in self._root.glob(f"*{UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -60,10 +60,13 @@ class Checkpoints:
           step: the checkpoint's number; one that exists already is left as it is.
           tree: arrays to keep.
           metadata: what else to keep, in JSON types.
-          ratings: what the checkpoints so far are worth, by step; besides the latest the best of them is kept.
+          ratings: the rating metric of the checkpoints so far, by step; besides the latest, the best of them is kept.
 
         Returns:
           The checkpoint's folder, which appears when it is complete.
+
+        Raises:
+          ValueError: `open` has not been called.
         """
         if self._root is None:
             raise ValueError("these checkpoints have no folder yet; call open(run_folder) first.")
@@ -76,13 +79,13 @@ class Checkpoints:
         return folder
 
     def has(self, step: int) -> bool:
-        """True where checkpoint `step` is on disk; waits for what is still being written."""
+        """Return whether checkpoint `step` is on disk; waits for what is still being written."""
         if self._writing is not None:
             self._writing.result()
         return self._root is not None and (self._root / str(step)).exists()
 
     def best(self, ratings: Mapping[int, float]) -> Path | None:
-        """The folder of the best checkpoint there is, of equals the latest; None where none has a rating."""
+        """Return the folder of the best checkpoint, the latest among equals; None if none has a rating."""
         if self._root is None:
             return None
         steps = [int(folder.name) for folder in _numbered(self._root)]
@@ -90,7 +93,7 @@ class Checkpoints:
         return self._root / str(max(rated)[1]) if rated else None
 
     def wait(self) -> None:
-        """Return when all that was saved is on disk.
+        """Wait until all that was saved is on disk.
 
         Raises:
           WriteError: what was saved last could not be written.
@@ -112,7 +115,7 @@ class Checkpoints:
             yield
         except WriteError as error:
             self.failure = error
-            logger.error("checkpoint %s. Training goes on, and the next checkpoint is tried again.", error)
+            logger.error("checkpoint %s. Training continues, and the next checkpoint is tried again.", error)
 
     def _thin_out(self, ratings: Mapping[int, float]) -> None:
         if self._keep is None or self._root is None:
@@ -120,7 +123,7 @@ class Checkpoints:
         best = self.best(ratings)
         for folder in newest_checkpoints(self._root.parent)[self._keep :]:
             if folder != best:
-                # Another name first: half a checkpoint must not be taken for a whole one.
+                # Rename it first: a half-removed checkpoint must not look complete.
                 unwanted = folder.with_name(folder.name + UNFINISHED)
                 with contextlib.suppress(OSError):
                     folder.rename(unwanted)
@@ -128,12 +131,12 @@ class Checkpoints:
 
 
 def newest_checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoints of a run, the latest first, whole or not."""
+    """List the checkpoints of a run, the latest first, intact or not."""
     return sorted(_numbered(run_folder / FOLDER), key=lambda folder: int(folder.name), reverse=True)
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The latest intact checkpoint of a run, or None where it has none; reads all of it.
+    """Return the latest intact checkpoint of a run, or None if it has none; reads all of it.
 
     Raises:
       DamagedFolder: there are checkpoints, and none of them is intact.
@@ -148,8 +151,8 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         damaged.append(f"{folder} is damaged ({damage})")
     if damaged:
         raise DamagedFolder(
-            f"{'; '.join(damaged)}. No checkpoint of {run_folder} is intact: remove the folder, or start anew without "
-            "resume_from_checkpoint."
+            f"{'; '.join(damaged)}. No checkpoint of {run_folder} is intact: remove the folder, or start a new run "
+            "without resume_from_checkpoint."
         )
     return None
 
@@ -173,7 +176,7 @@ def check_intact(checkpoint: Path) -> None:
 
 
 def rename_damaged(run_folder: Path, latest: Path) -> None:
-    """Free the numbers behind the latest intact checkpoint: what is there is damaged, and gets another name."""
+    """Rename the checkpoints after the latest intact one: they are damaged, and the run will reuse their numbers."""
     for folder in newest_checkpoints(run_folder):
         if int(folder.name) > int(latest.name):
             names = (folder.with_name(f"{folder.name}.damaged{ending}") for ending in ("", *map(str, range(2, 1000))))
@@ -181,7 +184,7 @@ def rename_damaged(run_folder: Path, latest: Path) -> None:
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint.
+    """Read the metadata of a checkpoint.
 
     Raises:
       DamagedFolder: the metadata is damaged.
@@ -199,7 +202,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 def damaged_metadata(checkpoint: Path, reason: str) -> DamagedFolder:
-    """The error for metadata that cannot be what was written."""
+    """Make the error for metadata that cannot be what was written."""
     return DamagedFolder(f"the metadata of {checkpoint} is damaged ({reason}); take an earlier checkpoint.")
 
 

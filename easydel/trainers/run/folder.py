@@ -14,12 +14,12 @@ from easydel.paths import user_path
 from easydel.trainers.run.checkpoints import FOLDER, newest_checkpoints, read_metadata
 
 LOCK = ".lock"
-# Looking for a folder takes milliseconds.
+# Generous: another process holds the lock only for the milliseconds in which it looks for a folder.
 SECONDS_TO_LOOK = 60.0
 
 
 def check_save_directory(save_directory: str) -> Path:
-    """The absolute path of a folder for runs, which need not exist yet.
+    """Return the absolute path of the folder of runs, which need not exist yet.
 
     Raises:
       NotADirectoryError: it, or a folder it is to be made in, is a file.
@@ -36,12 +36,16 @@ def check_save_directory(save_directory: str) -> Path:
 
 
 def existing_folder(path: Path) -> Path:
-    """The nearest of an absolute path and its parents that exists; may be a file."""
+    """Return the nearest of an absolute path and its parents that exists; it may be a file."""
     return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
 
 
 def make_run_folder(save_directory: Path, model_name: str) -> Path:
-    """A new folder ``save_directory/model_name``, numbered when that exists, so that nothing is overwritten."""
+    """Make the folder ``save_directory/model_name``, numbered if that exists, so that nothing is overwritten.
+
+    Raises:
+      OSError: it cannot be made.
+    """
     folder, number = save_directory / model_name, 1
     while True:
         try:
@@ -55,10 +59,14 @@ def make_run_folder(save_directory: Path, model_name: str) -> Path:
 
 
 def take_lock(folder: Path, seconds: float = 0.0) -> FileLock:
-    """The lock of a folder; that of a process which was killed is free.
+    """Acquire the lock of a folder; the lock of a killed process is free.
+
+    Args:
+      folder: the folder to lock.
+      seconds: how long to wait for another process.
 
     Raises:
-      ValueError: another process has it.
+      ValueError: another process holds it.
       OSError: the file system has no locks, or nothing can be written.
     """
     lock = FileLock(folder / LOCK)
@@ -74,7 +82,11 @@ def take_lock(folder: Path, seconds: float = 0.0) -> FileLock:
 
 
 def named_run(resume_from: str, example: str) -> tuple[Path, Path | None]:
-    """The run folder that ``resume_from_checkpoint`` names, and the checkpoint, where it names one.
+    """Return the run folder that ``resume_from_checkpoint`` names, and the checkpoint if it names one.
+
+    Args:
+      resume_from: the option's value, a run folder or a checkpoint.
+      example: a run folder for the error to show.
 
     Raises:
       FileNotFoundError: there is neither.
@@ -91,7 +103,7 @@ def named_run(resume_from: str, example: str) -> tuple[Path, Path | None]:
 
 
 def newest_run(directory: Path, model_name: str) -> Path | None:
-    """The newest run of a name that has checkpoints, or None.
+    """Return the newest run of a name that has checkpoints, or None.
 
     Raises:
       ValueError: another process is at work in a newer one, which has none yet.
@@ -111,7 +123,7 @@ def newest_run(directory: Path, model_name: str) -> Path | None:
 
 
 def _name_in(checkpoints: list[Path]) -> str | None:
-    """The model_name of the run that wrote these; None where none of them can be read."""
+    """The model_name of the run that wrote these; None if none of them can be read."""
     for checkpoint in checkpoints:
         with contextlib.suppress(DamagedFolder):
             name = read_metadata(checkpoint)["options"].get("model_name")
@@ -121,5 +133,5 @@ def _name_in(checkpoints: list[Path]) -> str | None:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder a checkpoint belongs to."""
+    """Return the run folder a checkpoint belongs to."""
     return checkpoint.parent.parent

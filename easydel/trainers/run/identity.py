@@ -1,4 +1,4 @@
-"""What makes two runs the same run, and how to say that they are not."""
+"""Decide whether two runs are the same run, and name every difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def options_of_result(arguments: Any, *, with_layout: bool) -> dict[str, Any]:
-    """The options that two runs must share to compute the same numbers, by name.
+    """Select the options that two runs must share to compute the same numbers, by name.
 
     Args:
       arguments: a dataclass whose fields say what they change (`easydel.options.option_field`).
@@ -23,18 +23,27 @@ def options_of_result(arguments: Any, *, with_layout: bool) -> dict[str, Any]:
 
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as it comes back from a checkpoint's metadata: tuples are lists there, objects text."""
+    """Return an identity as a checkpoint's metadata gives it back: tuples become lists, other objects text."""
     return json.loads(json.dumps(identity, default=str))
 
 
 def refuse_other_run(checkpoint: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `ValueError` that names every difference between a checkpoint's run and what is known of this one."""
+    """Refuse a checkpoint whose identity differs from this run's.
+
+    Args:
+      checkpoint: its folder.
+      saved: the checkpoint's identity.
+      own: this run's, or those entries of it that are known; only these are compared.
+
+    Raises:
+      ValueError: names every difference.
+    """
     differences = list(_differences({name: value for name, value in saved.items() if name in own}, own))
     if differences:
         shown = "\n  ".join(differences)
         raise ValueError(
-            f"{checkpoint} is of another run:\n  {shown}\nGive this run the checkpoint's settings to go on with it, or "
-            "start anew without resume_from_checkpoint (load the trained weights as the model to build on them)."
+            f"{checkpoint} is of another run:\n  {shown}\nGive this run the checkpoint's settings to resume from it, "
+            "or start a new one without resume_from_checkpoint (load the trained weights as the model to build on)."
         )
 
 

@@ -1,4 +1,4 @@
-"""The log of a run: ``metrics.jsonl``, written at once, kept in checkpoints and restored from them."""
+"""Write the log of a run to ``metrics.jsonl``, keep it in checkpoints, and restore it from them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from easydel.trainers.callbacks.callback import LogLine, RunningTrainer, Watcher
 logger = logging.getLogger("easydel")
 
 METRICS_FILE = "metrics.jsonl"
-# Of the latest lines a checkpoint keeps a copy, a megabyte at most.
+# A checkpoint keeps a copy of the latest lines, about a megabyte at most.
 LINES_IN_CHECKPOINT = 1000
 
 
 class JsonLinesTracker(Watcher):
     """Appends every line to ``metrics.jsonl`` in the run folder, at once, so that a killed run keeps its log.
 
-    Where the disk is full, or the file was removed, one warning says so, and each next line tries to write all of them.
+    If the disk is full or the file was removed, one warning says so, and each later line tries to write all of them.
 
     Args:
       folder: the run folder.
-      lines: those before an interruption.
+      lines: the lines logged before an interruption.
     """
 
     def __init__(self, folder: Path, lines: Iterable[LogLine] = ()):
         self.path = folder / METRICS_FILE
         self._lines = [json_line(line) for line in lines]
-        # Bytes in the file as it was left; None where it has to be written whole.
+        # Bytes in the file after the last write; None if the file must be written whole.
         self._size: int | None = None
         self._is_failing = False
 
@@ -60,7 +60,7 @@ class JsonLinesTracker(Watcher):
         return len(self._lines)
 
     def metadata(self) -> dict[str, Any]:
-        """The part of the log that a checkpoint keeps: the latest lines, and a digest of those before."""
+        """What a checkpoint keeps of the log: the latest lines, and a digest of those before."""
         before = max(0, len(self._lines) - LINES_IN_CHECKPOINT)
         return {
             "before": before,
@@ -96,7 +96,7 @@ class JsonLinesTracker(Watcher):
         self._size = None
         if not self._is_failing:
             logger.warning(
-                "%s cannot be written to (%s): training goes on, and its lines are written as soon as they can be.",
+                "%s cannot be written to (%s): training continues, and its lines are written as soon as they can be.",
                 self.path,
                 error.strerror,
             )
@@ -104,10 +104,15 @@ class JsonLinesTracker(Watcher):
 
 
 def restored_log(run_folder: Path, last_step: int, metadata: Mapping[str, Any]) -> list[LogLine]:
-    """The log of a run up to a checkpoint: its latest lines as the checkpoint keeps them, others from the file.
+    """Restore the log of a run up to a checkpoint: the latest lines from the checkpoint, earlier ones from the file.
+
+    Args:
+      run_folder: holds ``metrics.jsonl``.
+      last_step: the checkpoint's update; lines of later updates are left out.
+      metadata: as `JsonLinesTracker.metadata` gave it.
 
     Raises:
-      ValueError: this is not the metadata of `JsonLinesTracker`.
+      ValueError: `metadata` is not that of `JsonLinesTracker`.
     """
     before, latest = metadata.get("before"), metadata.get("latest")
     if type(before) is not int or not isinstance(latest, list) or not all(map(is_log_line, latest)):
@@ -116,7 +121,7 @@ def restored_log(run_folder: Path, last_step: int, metadata: Mapping[str, Any]) 
     lines = read_log(run_folder, last_step)
     new = [line if line is not None and json_line(line) not in kept else None for line in lines]
     older = [line for line in new[:end] if line is not None][:before]
-    # Evaluations that were asked for behind the checkpoint; its own updates are logged again.
+    # Keep evaluations that the user asked for after the checkpoint; updates after it are made and logged again.
     own = [line for line in new[end:] if line is not None and not any(name.startswith("train/") for name in line)]
     if _digest(map(json_line, older)) != metadata.get("digest"):
         logger.warning(
@@ -137,7 +142,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
-    """The lines of a run's log; None for one that is of a later update, was cut short, or is no line of a log."""
+    """Read the lines of a run's log; None for a line that is of a later update, cut short, or no log line."""
     try:
         text = (run_folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -153,17 +158,17 @@ def read_log(run_folder: Path, last_step: int) -> list[LogLine | None]:
 
 
 def is_log_line(value: Any) -> bool:
-    """True where this can be a line of a log."""
+    """Return whether a JSON value can be a line of a log."""
     return isinstance(value, dict) and type(value.get("step")) is int
 
 
 def as_log_line(read: dict[str, Any]) -> LogLine:
-    """A line as it was logged, from how it is kept in JSON, which knows no NaN."""
+    """Return a line as it was logged: JSON has no NaN, so null becomes NaN again."""
     return {name: math.nan if value is None else value for name, value in read.items()}
 
 
 def json_line(line: LogLine) -> str:
-    """One line of the log; JSON knows no NaN and no infinity, so a skipped update's loss is null."""
+    """Write one line of the log as JSON; JSON has no NaN and no infinity, so a skipped update's loss is null."""
     return json.dumps({name: _finite(value) for name, value in line.items()}) + "\n"
 
 

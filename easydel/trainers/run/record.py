@@ -1,4 +1,4 @@
-"""Keep a record of a run: how far it has come, its folder and its checkpoints."""
+"""Keep a record of a run: its progress, its folder and its checkpoints."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ logger = logging.getLogger("easydel")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
       step: updates made.
-      data: the data's position behind them.
-      evaluated: the update last evaluated at.
+      data: the data's position after them.
+      evaluated: the update after which the last evaluation was made; None before any.
     """
 
     step: int = 0
@@ -60,13 +60,13 @@ class Progress:
 
 
 class RunRecord:
-    """What is kept of a run, so that it can go on after an interruption.
+    """All that is kept of a run so that it can resume after an interruption.
 
     Attributes:
-      progress: how far the run has come.
+      progress: updates made, and the data's position after them.
       folder: the run's folder; None before `open`, and for a run that writes no files.
-      log: what writes ``metrics.jsonl`` there.
-      checkpoints: what writes them.
+      log: writes ``metrics.jsonl`` there.
+      checkpoints: writes the checkpoints.
       last_checkpoint, best_checkpoint: their folders, or None.
       evaluations: the numbers of the run's own evaluations, by update.
     """
@@ -83,20 +83,23 @@ class RunRecord:
         self._arguments = arguments
         self._identity: dict[str, Any] = {}
         self._lock: BaseFileLock | None = None
-        # What this run made, and takes back where it is refused.
+        # Folders that this run made, removed again if the run is refused.
         self._made: list[Path] = []
 
     def open(self, identity: Mapping[str, Any]) -> Path | None:
-        """Make the run's folder, or find the checkpoint that the run resumes from: then `resume` follows.
+        """Make the run's folder, or find the checkpoint that the run resumes from.
 
-        No other process can work in the folder from here to `close`.
+        No other process can work in the folder until `close`.
 
         Args:
-          identity: what makes this run the run it is.
+          identity: all that determines the run's numbers.
+
+        Returns:
+          The checkpoint, with which the caller calls `load` and `resume`; None for a new run.
 
         Raises:
-          FileNotFoundError: there is no checkpoint where the options say there is one.
-          ValueError: another process is at work there, or what is there is damaged.
+          FileNotFoundError: there is no checkpoint where the options name one.
+          ValueError: another process is at work in the folder, or a checkpoint is damaged.
         """
         arguments = self._arguments
         self._identity = as_json(identity)
@@ -118,24 +121,27 @@ class RunRecord:
         if checkpoint is None:
             self._take(run)
             return latest_checkpoint(run)
-        # Later checkpoints are never overwritten: going on from an earlier one is a run of its own.
+        # Later checkpoints are never overwritten: resuming from an earlier one makes a new run folder.
         if newest_checkpoints(run)[:1] == [checkpoint]:
             self._take(run)
         check_intact(checkpoint)
         return checkpoint
 
     def load(self, checkpoint: Path, like: Tree, identity: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-        """The arrays of an intact checkpoint, laid out as `like`, and its metadata.
+        """Read the arrays of an intact checkpoint, laid out as `like`, and its metadata.
 
         Raises:
-          ValueError: it is of another run, by what `identity` says of this one; names every difference.
+          ValueError: the checkpoint's identity differs from `identity`; names every difference.
         """
         metadata = read_metadata(checkpoint)
         refuse_other_run(checkpoint, metadata["identity"], as_json(identity))
         return read_arrays(checkpoint, like), metadata
 
     def resume(self, checkpoint: Path, metadata: Mapping[str, Any]) -> list[LogLine]:
-        """Take over the progress of a loaded checkpoint; returns the log so far.
+        """Continue from the progress of a loaded checkpoint.
+
+        Returns:
+          The log up to the checkpoint.
 
         Raises:
           DamagedFolder: the metadata is not that of a run.
@@ -158,7 +164,7 @@ class RunRecord:
         return log
 
     def save(self, arrays: PyTree, log_metadata: Mapping[str, Any]) -> None:
-        """Start to write a checkpoint of how far the run has come; one that is there already stays as it is."""
+        """Start to write a checkpoint of the run's progress; one of the same update stays as it is."""
         assert self.log is not None
         metadata = {
             "place": dataclasses.asdict(self.progress),
@@ -172,17 +178,17 @@ class RunRecord:
 
     @property
     def is_saved(self) -> bool:
-        """True where nothing can be lost: no files are wanted, or the latest checkpoint is of this update."""
+        """True if nothing can be lost: the run writes no files, has made no update, or has a checkpoint of this one."""
         return self.folder is None or self.progress.step == 0 or self.checkpoints.has(self.progress.step)
 
     def close(self, error: BaseException | None) -> None:
-        """Finish writing, find out what the best checkpoint is, and let other processes into the folder.
+        """Finish writing, find the best checkpoint, and unlock the folder.
 
         Args:
-          error: what ended the run, or None. A run that is refused before its first update leaves nothing behind.
+          error: what ended the run, or None. A run that is refused before its first update leaves no files.
 
         Raises:
-          WriteError: the last checkpoint could not be written, and nothing else has gone wrong.
+          WriteError: the last checkpoint could not be written, and no other error ended the run.
         """
         try:
             self.checkpoints.wait()
@@ -212,7 +218,7 @@ class RunRecord:
 
     @contextlib.contextmanager
     def _alone_in(self, directory: Path) -> Iterator[Path]:
-        """Hold the lock of a folder for runs, so that processes which start together take one folder each."""
+        """Hold the lock of the folder of runs, so that processes that start together take one run folder each."""
         lock = take_lock(directory, SECONDS_TO_LOOK)
         try:
             yield directory
@@ -225,12 +231,12 @@ class RunRecord:
         self._take(folder)
 
     def _take(self, folder: Path) -> None:
-        """Work in this folder from now on, alone."""
+        """Lock this run folder and work in it from now on."""
         self._lock, self.folder, self.log = take_lock(folder), folder, JsonLinesTracker(folder)
         self.checkpoints.open(folder)
 
     def _take_back(self) -> None:
-        """Remove the folders that this run made, as far as nobody else uses them."""
+        """Remove the folders that this run made, except those that hold other files."""
         if self.folder in self._made:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._made.remove(self.folder)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the loop looks at between two updates."""
+"""Turn SIGINT and SIGTERM into a flag that the loop reads between two updates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM is only noted; the second acts as it would have without us.
+    """Records the first SIGINT or SIGTERM while active; the second acts as it would without this class.
 
     An exception out of a signal handler could fall between an update and the assignment of its result, and the state
     would be lost with its donated buffers. In a thread other than the main one nothing is installed: Python delivers
     signals to the main thread only.
+
+    Attributes:
+      received: the recorded signal, or None.
     """
 
     def __init__(self) -> None:
@@ -43,7 +46,7 @@ class StopSignals:
 
 
 def interruption(received: signal.Signals, message: str) -> BaseException:
-    """What a program that gets this signal ends with: `KeyboardInterrupt`, or exit code 143."""
+    """Make the exception that a program ends with after a signal: `KeyboardInterrupt`, or exit code 143 for SIGTERM."""
     if received is signal.SIGINT:
         return KeyboardInterrupt(message)
     return SystemExit(128 + received)

@@ -1,4 +1,4 @@
-"""Log lines: means over the updates between two of them, read one line late so that nothing waits for the device."""
+"""Average metrics over the updates of each log line, read one line late so that nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger("easydel")
 
 
 class MeanMetrics:
-    """Collects per-batch means with the number of examples behind them; fetches from the device only at the end."""
+    """Collects the means of each batch with its number of examples; fetches from the device only at the end."""
 
     def __init__(self) -> None:
         self._metrics: list[Mapping[str, Any]] = []
         self._examples: list[int] = []
 
     def add(self, metrics: Mapping[str, Any], examples: int) -> None:
-        """Take one batch's means; arrays may still be on their way on the device."""
+        """Add one batch's means; the device may still be computing its arrays."""
         self._metrics.append(metrics)
         self._examples.append(examples)
 
@@ -47,7 +47,7 @@ class MeanMetrics:
 
 
 class Update(NamedTuple):
-    """One update's numbers; those of the device may still be on their way."""
+    """One update's metrics; the device may still be computing some of them."""
 
     step: int
     metrics: Metrics
@@ -63,7 +63,7 @@ class LogWindow:
         self.seconds = 0.0
 
     def wait(self) -> list[bool]:
-        """Whether each update was non-finite; returns when the last of them is done."""
+        """Wait for the last update; return whether each update was non-finite."""
         return [bool(flag) for flag in jax.device_get([update.nonfinite for update in self.updates])]
 
     def means(self) -> dict[str, float]:
@@ -85,8 +85,13 @@ class LogWindow:
 class TrainingLog:
     """Cuts a run into windows of `log_steps` updates and stops it when updates stay non-finite.
 
-    A window is looked at when the next one is full: its numbers are there by then. A non-finite update is therefore
+    A window is read when the next one is full: its metrics are computed by then. A non-finite update is therefore
     noticed up to two windows late; it was never applied.
+
+    Args:
+      log_steps: updates per window.
+      max_nonfinite_steps: non-finite updates in a row that end the run.
+      write: called with each window when its line is due.
     """
 
     def __init__(self, log_steps: int, max_nonfinite_steps: int, write: Callable[[LogWindow], None]):
@@ -96,11 +101,11 @@ class TrainingLog:
         self._window = LogWindow()
         self._full: LogWindow | None = None
         self._nonfinite_in_a_row = 0
-        # Updates are only sent off when they are called, so a window's time is from one window's end to the next's.
+        # Updates run asynchronously, so a window's time is measured from one window's end to the next.
         self._last_end = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, nonfinite: jax.Array, statistics: BatchStatistics) -> None:
-        """Take update number `step`.
+        """Add update number `step`.
 
         Raises:
           NonFiniteError: too many updates in a row were non-finite.
@@ -110,13 +115,13 @@ class TrainingLog:
     def _append(self, update: Update) -> None:
         self._window.updates.append(update)
         if update.step % self._log_steps == 0:
-            # Both are in place before a line is written: writing calls listeners, and they may raise.
+            # Set both before a line is written: writing calls callbacks, which may raise.
             full, self._full, self._window = self._full, self._window, LogWindow()
             self._finish(full)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Write what is complete, and leave the time inside out of the speeds."""
+        """Write the complete line, and leave the time inside the block out of the speeds."""
         self.write_complete()
         self._window.wait()
         started = time.perf_counter()
@@ -135,7 +140,7 @@ class TrainingLog:
         self._finish(window)
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint must keep so that the lines to come are the same; waits for the device."""
+        """What a checkpoint must keep so that later lines are the same; waits for the device."""
         updates = [
             update._asdict()
             | {"metrics": jax.tree.map(_plain, jax.device_get(update.metrics))}
@@ -147,7 +152,7 @@ class TrainingLog:
         return {"updates": updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
 
     def restore(self, updates: Iterable[Update], nonfinite_in_a_row: int) -> None:
-        """Resume from what `read_log_metadata` found."""
+        """Restore what `read_log_metadata` returned."""
         self._nonfinite_in_a_row = nonfinite_in_a_row
         for update in updates:
             self._append(update)
@@ -177,10 +182,10 @@ class TrainingLog:
 
 
 def read_log_metadata(metadata: Mapping[str, Any]) -> tuple[list[Update], int]:
-    """The updates that wait for their line, and how many of the last ones were skipped, from `TrainingLog.metadata`.
+    """Read the updates that wait for their line, and the number of last ones skipped, from `TrainingLog.metadata`.
 
     Raises:
-      ValueError: this is no such metadata; names the field.
+      ValueError: this is not such metadata; names the field.
     """
     in_a_row, entries = metadata.get("nonfinite_in_a_row"), metadata.get("updates")
     if type(in_a_row) is not int or not isinstance(entries, list):
@@ -216,7 +221,7 @@ def _mean(values: Sequence[tuple[Any, int]]) -> Any:
 
 
 def _numbers(value: Any) -> np.ndarray | None:
-    """The value in float64, or None where it is text, a ragged list or a truth value."""
+    """The value in float64, or None if it is text, a ragged list or a boolean."""
     try:
         array = np.asarray(value)
     except ValueError:

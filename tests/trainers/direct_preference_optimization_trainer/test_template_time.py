@@ -1,4 +1,4 @@
-"""A chat template with today's date: a run has one day, whenever it goes on."""
+"""A chat template with today's date: a run has one day, whenever it resumes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_run_resumed_the_next_day_goes_on_with_its_own_day_and_says_so(make, t
         resumed = make(SUNDAY, resume_from_checkpoint=str(whole.run_folder / FOLDER / "1"))
     said = [record.getMessage() for record in caplog.records if "date" in record.getMessage()]
     assert said == [
-        "the chat template shows the date: the run goes on with 2025-03-01, when it began; today is 2025-03-02."
+        "the chat template shows the date: the run continues with 2025-03-01, when it began; today is 2025-03-02."
     ]
     assert "01 03 2025" in first_prompt(resumed, tokenizer)
     output = resumed.train()

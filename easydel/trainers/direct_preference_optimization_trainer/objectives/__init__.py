@@ -1,4 +1,4 @@
-"""Preference objectives, one file each or each close family; every file in this folder registers its own."""
+"""Preference objectives, one file for each or for a close family; importing this package registers all of them."""
 
 from __future__ import annotations
 

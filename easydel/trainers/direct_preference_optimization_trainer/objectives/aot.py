@@ -19,13 +19,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SortingObjective(Objective):
+    """An objective that compares two samples in sorted order, so it needs all pairs of an update at once."""
+
     needs_whole_update: ClassVar[bool] = True
     paper: ClassVar[str] = "Melnyk et al. 2024, arXiv 2406.05882"
     beta: float = beta_option()
     label_smoothing: float = label_smoothing_option()
 
     def over_quantiles(self, better: PerPair, worse: PerPair, scores: PairScores) -> PerPair:
-        """The smoothed sigmoid loss between the sorted values of two samples; empty slots sort behind all pairs."""
+        """Compute the smoothed sigmoid loss between the sorted values of two samples.
+
+        Args:
+          better, worse: one value per slot, in nats.
+          scores: says which slots hold a pair; empty slots sort after all pairs and count nothing.
+
+        Returns:
+          The mean over quantiles, in every slot.
+        """
         import jax.numpy as jnp
 
         def in_order(values: PerPair) -> PerPair:

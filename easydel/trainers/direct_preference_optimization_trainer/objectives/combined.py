@@ -1,4 +1,4 @@
-"""The loss of a configuration: objectives, weighted and added up."""
+"""Combine the objectives of a configuration into one loss: weigh them and add them up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CombinedObjective:
         return any(objective.is_preference for objective in self.objectives)
 
     def __call__(self, scores: PairScores) -> PerPair:
-        """One loss a pair, float32; the update's loss is their mean."""
+        """Compute one loss per pair, float32; the update's loss is their mean."""
         import jax
 
         loss = jax.numpy.zeros_like(scores.chosen_logps)
@@ -75,11 +75,11 @@ def make_objective(
     weights: Sequence[float] | None = None,
     rpo_alpha: float | None = None,
 ) -> CombinedObjective:
-    """The objectives of these names, each with those of the options that it owns.
+    """Make the objectives of these names, each with those of the options that it owns.
 
     Args:
       names: as in `loss_type`.
-      options: by name, such as ``{"beta": 0.1}``; what an objective owns and is not given has its default.
+      options: by name, such as ``{"beta": 0.1}``; an option that is not given has its default.
       weights: one for each name; None weighs all by 1.
       rpo_alpha: weight of `SFT` beside them; None adds nothing.
 

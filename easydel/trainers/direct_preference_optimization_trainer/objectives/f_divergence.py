@@ -43,10 +43,10 @@ def alpha_divergence(log_ratio: PerPair, coefficient: float) -> PerPair:
 
 
 def chi_squared(log_ratio: PerPair, coefficient: float) -> PerPair:
-    """chi-squared mixed with KL (chi-PO): h(r) = r + exp(r) - 1, that is the link phi(z) = z + log z of the ratio z.
+    """chi-squared mixed with KL (chi-PO): h(r) = r + exp(r) - 1, which is phi(z) = z + log z of the ratio z, minus 1.
 
-    The paper's algorithm also clips beta (phi(z_c) - phi(z_r)) to twice the largest reward, a bound that data do not
-    come with; here only the exponent is bounded, so that nothing overflows.
+    The paper's algorithm also clips beta (phi(z_c) - phi(z_r)) to twice the largest reward. Data give no such bound, so
+    only the exponent is bounded here, against overflow.
 
     References:
       Huang et al., Correcting the Mythos of KL-Regularization, 2024, arXiv 2407.13399, algorithm 1.

@@ -25,7 +25,7 @@ class HyPO(Objective):
        \\qquad \\Delta = \\log p(y_c) - \\log p(y_r)
 
     Where the reference prefers the rejected completion, DPO is content once the policy prefers it a little less; this
-    loss goes on until the policy itself prefers the chosen one. At the start it is at least that of DPO, ln 2.
+    loss continues until the policy itself prefers the chosen one. At the initial policy it is at least DPO's, ln 2.
 
     References:
       Yuan et al., Mitigating Mismatch within Reference-based Preference Optimization, 2026.

@@ -1,7 +1,7 @@
-"""The functions that objectives are made of, bounded so that neither a loss nor its gradient overflows in float32.
+"""Compute the sigmoids and exponentials of objectives, bounded so that no loss or gradient overflows in float32.
 
-JAX is imported when they are first called: the help and the checks of a config read the objectives' options, and should
-not wait seconds for it.
+Functions import JAX when they are first called: the help and the checks of a config read the objectives' options, and
+should not wait seconds for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PerPair
 
-# Largest exponent: its square is still finite in float32, so neither a loss nor its gradient can overflow.
+# The square of exp(40) is still finite in float32, so neither a loss nor its gradient can overflow.
 LARGEST_EXPONENT = 40.0
 
 

@@ -1,4 +1,4 @@
-"""What an objective is: a frozen dataclass that owns its options; and the registry of all of them."""
+"""Define the objective, a frozen dataclass that owns its options, and register every objective by name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Objective(abc.ABC):
     """A loss of each pair, as a function of the pair's scores. Its fields are its options.
 
-    A subclass says what it needs; what is not needed is not computed, and is refused where it is given.
+    A subclass says what it needs; what is not needed is not computed, and is refused if it is given.
 
     Attributes:
       needs_reference: whether it compares the policy with a reference.
       needs_whole_update: whether it must see all pairs of an update at once.
       needs_margin: whether it reads the rows' column "margin".
       is_preference: whether it compares the two completions of a pair.
-      paper: where it comes from, author, year and arXiv number.
+      paper: its source, as author, year and arXiv number.
 
     Raises:
       ValueError: an option is out of range; names it, what was given and what was expected.
@@ -41,11 +41,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, scores: PairScores) -> PerPair:
-        """One loss a pair, float32; the update's loss is their mean."""
+        """Compute one loss per pair, float32; the update's loss is their mean."""
 
 
 def beta_option() -> Any:
-    """The option `beta`, which most objectives own."""
+    """Declare the option `beta`, which most objectives own."""
     return option_field(
         0.1,
         changes="result",
@@ -55,7 +55,7 @@ def beta_option() -> Any:
 
 
 def label_smoothing_option() -> Any:
-    """The option `label_smoothing`, which several objectives own."""
+    """Declare the option `label_smoothing`, which several objectives own."""
     return option_field(
         0.0,
         changes="result",
@@ -64,13 +64,17 @@ def label_smoothing_option() -> Any:
     )
 
 
-# Every name that `loss_type` takes, in alphabetical order of the files; importing the package `objectives` fills it.
+# Every name that `loss_type` takes, in the order in which the package `objectives` imports its files.
 OBJECTIVES: dict[str, type[Objective]] = {}
 _Class = TypeVar("_Class", bound=type[Objective])
 
 
 def register(*names: str) -> Callable[[_Class], _Class]:
-    """Make an objective known to `loss_type` under a name, and further names for the same."""
+    """Make an objective known to `loss_type` under one or more names.
+
+    Raises:
+      ValueError: another objective has the name.
+    """
 
     def add(objective: _Class) -> _Class:
         for name in names:
@@ -83,7 +87,7 @@ def register(*names: str) -> Callable[[_Class], _Class]:
 
 
 def owners(option_name: str) -> list[str]:
-    """The names of the objectives that own an option."""
+    """List the names of the objectives that own an option."""
     return [
         name
         for name, objective in OBJECTIVES.items()
@@ -92,11 +96,11 @@ def owners(option_name: str) -> list[str]:
 
 
 def option_fields() -> dict[str, dataclasses.Field[Any]]:
-    """Every option of every objective, by name."""
+    """Map the name of every option of every objective to the field that declares it."""
     return {field.name: field for objective in OBJECTIVES.values() for field in dataclasses.fields(objective)}
 
 
 def owned_option(name: str) -> Any:
-    """The field of `DPOConfig` for an option, as the objectives that own it declare it."""
+    """Make the field of `DPOConfig` for an option, as the objectives that own it declare it."""
     declared = option_fields()[name]
     return dataclasses.field(default=declared.default, metadata=declared.metadata)

@@ -24,7 +24,7 @@ class ODPO(DivergenceObjective):
     alpha log(q_c - q_r) or alpha times another increasing function of the difference.
 
     Raises:
-      ValueError: the batch of a collate function of one's own brings no margins.
+      ValueError: when called, the batch has no margins, as may happen with a data_collator of your own.
 
     References:
       Amini et al., Direct Preference Optimization with an Offset, 2024, eq. 8.

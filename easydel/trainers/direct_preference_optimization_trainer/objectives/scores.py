@@ -1,4 +1,4 @@
-"""What an objective sees of the pairs of an update."""
+"""Hold what an objective reads of the pairs of an update: log-probs, lengths, margins and weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class PairScores(NamedTuple):
 
     Attributes:
       chosen_logps, rejected_logps: the policy's summed log-probabilities, in nats.
-      reference_chosen_logps, reference_rejected_logps: the reference's; the policy's own where no objective needs one.
+      reference_chosen_logps, reference_rejected_logps: the reference's; the policy's own if no objective needs one.
       chosen_length, rejected_length: scored tokens, at least 1.
-      is_pair: False for slots that hold no pair; only losses over the order of pairs need it.
+      is_pair: False for slots that hold no pair; only losses that sort pairs need it.
       mean_chosen_length: scored tokens of the chosen completions, the mean over all pairs of the update.
-      margin: the rows' column "margin", in nats; None where no objective needs it.
+      margin: the rows' column "margin", in nats; None if no objective needs it.
       log_weight: log-weight of each pair (Zhou et al., WPO, 2024), None without weighting.
     """
 
@@ -57,10 +57,10 @@ class PairScores(NamedTuple):
 
     @property
     def chosen_mean_logp(self) -> PerPair:
-        """The policy's log-probability of the chosen completion, averaged over its tokens, in nats a token."""
+        """The policy's log-probability of the chosen completion, averaged over its tokens, in nats per token."""
         return self.chosen_logps / self.chosen_length
 
     @property
     def rejected_mean_logp(self) -> PerPair:
-        """The policy's log-probability of the rejected completion, averaged over its tokens, in nats a token."""
+        """The policy's log-probability of the rejected completion, averaged over its tokens, in nats per token."""
         return self.rejected_logps / self.rejected_length

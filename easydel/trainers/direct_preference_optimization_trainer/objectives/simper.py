@@ -19,7 +19,7 @@ class SimPER(Objective):
 
     .. math:: e^{\\bar l_r} - e^{\\bar l_c}, \\qquad \\bar l = \\log \\pi(y) / n
 
-    Between -1 and 1; unlike other losses it is below 0 where all is well.
+    Between -1 and 1; unlike most losses it is negative once the chosen completion is the likelier one per token.
 
     References:
       Xiao et al., SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters, 2025, eq. 6.

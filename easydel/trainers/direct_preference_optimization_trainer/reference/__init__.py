@@ -1,1 +1,1 @@
-"""Log-probs of the reference model: computed, kept, and looked up."""
+"""The reference model and its log-probs: computed, cached, and looked up."""

@@ -1,4 +1,4 @@
-"""Reference log-probs on disk: computed once for a model and a pair, whatever run asks for them."""
+"""Cache reference log-probs on disk: each pair is scored once per reference, whichever run asks."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from easydel.weights.fingerprint import model_digest
 
 logger = logging.getLogger("easydel")
 
-# Raised when the same weights and tokens come to other log-probs than before.
+# Increase it whenever a change of the code gives the same weights and tokens other log-probs.
 SCORING_VERSION = 3
-# Chosen up to the shorter completion's length and beyond it, the same of rejected, and a checksum.
+# Four sums in nats (chosen up to the shorter completion's length and beyond it, then rejected), and a checksum.
 VALUE = struct.Struct("<4fI")
 FIND = "SELECT value FROM log_probs WHERE key = ?"
 # Another process may be writing.
 SECONDS_TO_WAIT = 60.0
 
-Parts = tuple[float, ...]
+SplitLogps = tuple[float, ...]
 Got = TypeVar("Got")
 
 
 class ReferenceCacheError(RuntimeError):
-    """The file of cached reference log-probs cannot be used; says which one and what to do."""
+    """The file of cached reference log-probs cannot be used; names it and what to do."""
 
 
 def scorer_digest(model: EasyDeLBaseModule) -> str:
-    """Hex digest of all that decides which log-probs a pair gets: weights, shape, arithmetic."""
+    """Return the hex digest of all that determines a pair's log-probs: weights, shape, arithmetic."""
     (device, *_) = jax.tree.leaves(model)[0].devices()
     arithmetic = [
         SCORING_VERSION,
@@ -59,9 +59,9 @@ class ReferenceCache:
     """The log-probs of one reference, by the key of the pair (`easydel.data.tree.PromptTree.key`).
 
     One SQLite file in the user's private cache folder. What is stored never changes, and is on disk when `store`
-    returns, or `flush` after `store_later`. Threads and processes may share it: every call opens the file anew, at
-    half a millisecond. Where the disk is full, or the file cannot be reached, one warning says so, and what is scored
-    from then on is kept in memory.
+    returns, or `flush` after `store_later`. Threads and processes may share it: every call opens its own connection, in
+    half a millisecond. If the disk is full or the file cannot be reached, one warning says so, and later log-probs are
+    kept in memory.
 
     Args:
       digest: of the reference; see `scorer_digest`.
@@ -69,14 +69,17 @@ class ReferenceCache:
 
     def __init__(self, digest: str):
         self._digest = digest.encode()
-        # Packed, by key: what could not be written.
+        # Key -> packed value of what could not be written.
         self._in_memory: dict[bytes, bytes] = {}
         self._off: set[str] = set()
         self._later: tuple[Mapping[bytes, int], Float[ArrayLike, "*slots 2 2"]] | None = None
         self.path = _folder_for(self) / f"{digest}.sqlite3"
 
-    def find(self, keys: Iterable[bytes]) -> dict[bytes, Parts]:
-        """What is known of `keys`; `flush` comes first.
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, SplitLogps]:
+        """Look up the known ones of `keys`; flushes first.
+
+        Returns:
+          Key -> `PairLogps.split_logps` of the pair, four numbers in nats.
 
         Raises:
           ReferenceCacheError: the file is damaged or of another kind.
@@ -92,13 +95,13 @@ class ReferenceCache:
         in_memory = {key: self._in_memory[key] for key in keys if key in self._in_memory}
         return {key: self._read(key, value) for key, value in (stored | in_memory).items()}
 
-    def store(self, values: Iterable[tuple[bytes, Parts]]) -> None:
-        """Add what is not there yet.
+    def store(self, values: Iterable[tuple[bytes, SplitLogps]]) -> None:
+        """Add pairs of key and value; a key that is known keeps its value.
 
         Raises:
           ReferenceCacheError: the file is damaged or of another kind.
         """
-        rows = [(key, VALUE.pack(*parts, self._checksum(key, parts))) for key, parts in values]
+        rows = [(key, VALUE.pack(*logps, self._checksum(key, logps))) for key, logps in values]
 
         def insert(connection: sqlite3.Connection) -> bool:
             with connection:
@@ -110,11 +113,11 @@ class ReferenceCache:
                 self._in_memory.setdefault(key, value)
 
     def store_later(self, slots: Mapping[bytes, int], values: Float[ArrayLike, "*slots 2 2"]) -> None:
-        """Store at the next `flush`, so that nothing waits for values that are still on their way on the device.
+        """Store at the next `flush`, so that nothing waits for values that the device is still computing.
 
         Args:
-          slots: key -> which slot, counted through `values`, holds its log-probs.
-          values: chosen and rejected, each up to the shorter completion's length and beyond it, in nats.
+          slots: key -> index of the slot of `values`, flattened, that holds its log-probs.
+          values: `PairLogps.split_logps`, in nats.
         """
         self.flush()
         self._later = slots, values
@@ -129,17 +132,17 @@ class ReferenceCache:
             return
         (slots, on_device), self._later = self._later, None
         values = np.asarray(on_device).reshape(-1, 4)
-        # What is not finite is a fault that somebody is about to mend, not a property of the pair.
+        # Do not keep non-finite values: they come from a fault to be mended, not from the pair.
         is_finite = np.isfinite(values).all(axis=1)
         self.store((key, tuple(values[slot].tolist())) for key, slot in slots.items() if is_finite[slot])
 
     def __len__(self) -> int:
-        """Pairs on disk, of this run and of earlier ones."""
+        """The number of pairs on disk, of this run and of earlier ones."""
         with self._open() as connection:
             return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
 
     def _unless_off(self, use: str, action: Callable[[sqlite3.Connection], Got]) -> Got | None:
-        """The result of `action`; None from the first time on that the disk, not the content, failed in this use."""
+        """The result of `action`; None once the disk, not the content, has failed in this use."""
         if use in self._off:
             return None
         try:
@@ -171,15 +174,15 @@ class ReferenceCache:
         except sqlite3.Error as error:
             raise self._unusable(str(error)) from error
 
-    def _read(self, key: bytes, value: bytes) -> Parts:
+    def _read(self, key: bytes, value: bytes) -> SplitLogps:
         if isinstance(value, bytes) and len(value) == VALUE.size:
-            *parts, checksum = VALUE.unpack(value)
-            if checksum == self._checksum(key, parts):
-                return tuple(parts)
+            *logps, checksum = VALUE.unpack(value)
+            if checksum == self._checksum(key, logps):
+                return tuple(logps)
         raise self._unusable("a value was changed, or belongs to another reference")
 
-    def _checksum(self, key: bytes, parts: Iterable[float]) -> int:
-        return zlib.crc32(self._digest + key + struct.pack("<4f", *parts))
+    def _checksum(self, key: bytes, logps: Iterable[float]) -> int:
+        return zlib.crc32(self._digest + key + struct.pack("<4f", *logps))
 
     def _unusable(self, reason: str) -> ReferenceCacheError:
         return ReferenceCacheError(
@@ -189,7 +192,7 @@ class ReferenceCache:
 
 
 class _Unreachable(OSError):
-    """The disk is full, the file cannot be written or read, or another process keeps it."""
+    """The disk is full, the file cannot be written or read, or another process keeps it locked."""
 
 
 def _make_private(path: Path) -> None:
@@ -201,7 +204,7 @@ def _folder_for(cache: ReferenceCache) -> Path:
     try:
         folder = cache_folder() / "reference-log-probs"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Only a file can tell whether files can be made.
+        # Make a file: nothing else shows whether files can be made.
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except OSError as error:

@@ -27,7 +27,7 @@ class Reference:
     """The model that a policy is held near, in one of three states.
 
     ``live``: frozen weights on the devices. ``shared``: the policy's own weights with adapters off. ``offloaded``:
-    weights on disk, which `model` restores and `release` lets go of again. `offload` leads from live to offloaded,
+    weights on disk, which `model` restores and `release` frees again. `offload` leads from live to offloaded,
     `replace` from any state to live.
 
     Args:
@@ -49,24 +49,24 @@ class Reference:
 
     @property
     def state(self) -> EasyDeLState | None:
-        """The frozen model, where it is live."""
+        """The frozen model while it is live, else None."""
         return self._live
 
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
-        """The weights to score with; offloaded ones stay in memory until `release`."""
+        """Return the weights to score with; offloaded ones are restored and stay in memory until `release`."""
         if self._live is not None:
             return self._live.model
         return policy.without_lora() if self._offloaded is None else self._offloaded.restore()
 
     def replace(self, state: EasyDeLState) -> None:
-        """Hold the policy near another model from now on."""
+        """Make another model the reference; the status becomes live."""
         self._live, self._offloaded = state, None
 
     def offload(self) -> None:
-        """Write live weights to a private temporary folder and let go of them.
+        """Write live weights to a private temporary folder and free their memory.
 
-        A reference that shares its weights with a policy with adapters stays: there is nothing to let go of. Where the
-        weights cannot be written, one warning says so and they stay too.
+        A reference that shares its weights with a policy with adapters stays: there is nothing to free. If the weights
+        cannot be written, one warning says so and they stay too.
         """
         if self._live is None or self._live.model.has_lora:
             return
@@ -85,13 +85,13 @@ class Reference:
             )
 
     def release(self) -> None:
-        """Let go of offloaded weights that `model` restored."""
+        """Free offloaded weights that `model` restored."""
         if self._offloaded is not None:
             self._offloaded.release()
 
 
 class OffloadedModel:
-    """A model's weights in a private temporary folder, which goes with this object.
+    """A model's weights in a private temporary folder, which is removed with this object.
 
     Raises:
       OSError: they cannot be written.
@@ -108,13 +108,13 @@ class OffloadedModel:
         self._restored: EasyDeLBaseModule | None = None
 
     def restore(self) -> EasyDeLBaseModule:
-        """The weights, read back on first use and laid out as they were."""
+        """Return the weights, read from disk on first use and laid out as they were."""
         if self._restored is None:
             self._restored = load_arrays(self._folder, self._skeleton)
         return self._restored
 
     def release(self) -> None:
-        """Let go of what was restored."""
+        """Free what was restored."""
         self._restored = None
 
 
@@ -124,16 +124,16 @@ def reference_for(
     mesh: Mesh,
     trained: EasyDeLBaseModule,
 ) -> Reference:
-    """The frozen reference of a policy.
+    """Make the frozen reference of a policy.
 
-    None and the policy's own object both mean the policy as it was given. Its buffers are used as they are: the
-    trainer updates a copy, so they stay what they were. Nothing is read from disk and no optimiser state is kept.
-    Where only adapters are trained, the reference shares all else with the policy; where they still add nothing,
-    there is nothing to keep at all: the reference is the policy with adapters off.
+    None and the policy's own object both mean the initial policy. Its buffers are used as they are: the trainer updates
+    a copy, so they do not change. Nothing is read from disk and no optimiser state is kept. If only adapters are
+    trained, the reference shares all else with the policy; if they still add nothing, nothing is kept: the reference is
+    the policy with adapters off.
 
     Args:
       policy: the model as it was given.
-      reference: what was given as reference_model.
+      reference: the reference_model as it was given, or None.
       mesh: the devices.
       trained: the trainer's own model, before the first update.
 
@@ -160,9 +160,9 @@ def reference_for(
 
 
 def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:
-    """A reference that follows the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
+    """Move the reference towards the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
 
-    Adapters are mixed as what they add to the weights, since a mixture of adapters is no adapter of their rank. Arrays
+    Adapters are merged into the weights before mixing, since a mixture of adapters is no adapter of their rank. Arrays
     that both share stay shared.
 
     References:
@@ -176,9 +176,9 @@ def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -
 
 
 def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
-    """A reference that follows the policy in two parts: what `mix` changes, and what the two share for good.
+    """Split a reference that follows the policy into the arrays that `mix` changes and those that stay shared.
 
-    Each is the whole structure with None in place of the other part's arrays; `join` undoes it.
+    Each is the whole structure with None for the other's arrays; `join` undoes it.
     """
     adapted = {f"{path}.weight" for path in adapters(policy)}
     moves = jax.tree_util.tree_map_with_path(

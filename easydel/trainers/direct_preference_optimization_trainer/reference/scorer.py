@@ -1,4 +1,4 @@
-"""Reference log-probs for a batch: known ones from the cache, the others scored and then kept."""
+"""Give a batch its reference log-probs: look up known pairs in the cache, score the others and cache them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import batch_sharding, put_batch
 from easydel.trainers.callbacks.progress import track
 from easydel.trainers.direct_preference_optimization_trainer.reference.cache import (
-    Parts,
     ReferenceCache,
+    SplitLogps,
     scorer_digest,
 )
 from easydel.trainers.direct_preference_optimization_trainer.reference.reference import Reference
@@ -42,15 +42,15 @@ LogProbs = tuple[Float[Array, "rows slots"], Float[Array, "rows slots"]]
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceStatistics:
-    """What a trainer has asked its reference for so far.
+    """Counts of what a trainer has asked its reference for so far.
 
     Attributes:
-      status: where the reference's weights are (`Reference`); ``none`` where the run keeps no reference.
+      status: where the reference's weights are (`Reference`); ``none`` if the run keeps no reference.
       hits: pairs whose log-probs were in the cache.
       misses: pairs that were run through the reference.
       passes: batches that were run through the reference.
-      stored: pairs in the cache's file now, of this run and of earlier ones; 0 where nothing has been looked up.
-      cache_path: that file; None where nothing has been looked up.
+      stored: pairs in the cache's file now, of this run and of earlier ones; 0 if nothing has been looked up.
+      cache_path: that file; None if nothing has been looked up.
     """
 
     status: Literal["live", "shared", "offloaded", "none"]
@@ -64,16 +64,16 @@ class ReferenceStatistics:
 class ReferenceScorer:
     """Scores batches under a reference, each pair once.
 
-    A pair's log-probs are those of the first time it was scored, in this run or an earlier one, so a run that was
-    interrupted sees the numbers of one that was not. They are stored one batch late: by then they have been computed,
-    and the devices are busy with the update that needed them. `flush` stores the last ones.
+    A pair keeps the log-probs of the first time it was scored, in this run or an earlier one, so an interrupted run
+    sees the same numbers as one that was not. They are stored one batch late: by then they have been computed, and the
+    devices are busy with the update that needed them. `flush` stores the last ones.
 
     Args:
-      reference: the model; None is a uniform one, whose log-probs count as 0, or none at all.
-      mesh: where batches lie.
+      reference: the model; None if there is none or it is uniform, which gives log-probs of 0.
+      mesh: the devices of the batches.
       ld_alpha: weight of the tokens beyond the shorter completion's length.
-      count_micro_batches: micro-batches a batch is scored in, by its rows and their length.
-      is_cached: whether log-probs are looked up and kept; the reference must stand still then.
+      count_micro_batches: the number of micro-batches, from the shape ``(rows, length)`` of ``input_ids``.
+      is_cached: whether log-probs are looked up and kept; the reference must not move then.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class ReferenceScorer:
         self._cache: ReferenceCache | None = None
         self._base: list[Array] = []
         self._hits = self._misses = self._passes = 0
-        # Wherever the sums come from, they and what is made of them lie like the rest of the batch: else a run that
-        # finds them would compile programs that the first one, which scored them, did not.
+        # Give looked-up and scored sums the sharding of the batch: otherwise a run that finds them in the cache would
+        # compile other programs than the run that scored them.
         on_batch = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         self._score = on_batch(
             lambda model, batch: score_in_micro_batches(model, batch, ScoringOptions(), count_micro_batches).split_logps
@@ -102,7 +102,7 @@ class ReferenceScorer:
 
     @property
     def statistics(self) -> ReferenceStatistics:
-        """Hits, misses and passes so far, and what the cache holds now; asks nothing of the devices."""
+        """Hits, misses and passes so far, and what the cache holds now; does not wait for the devices."""
         return ReferenceStatistics(
             status="none" if self._reference is None else self._reference.status,
             hits=self._hits,
@@ -114,7 +114,7 @@ class ReferenceScorer:
 
     @property
     def state(self) -> EasyDeLState | None:
-        """The reference, where it is live."""
+        """The reference while it is live, else None."""
         return None if self._reference is None else self._reference.state
 
     @state.setter
@@ -131,22 +131,22 @@ class ReferenceScorer:
         return self._reference is not None and self._reference.is_initial_policy
 
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
-        """The weights to score with.
+        """Return the weights to score with.
 
         Raises:
-          ValueError: there is no model.
+          ValueError: the run keeps no reference.
         """
         if self._reference is None:
             raise ValueError("this run keeps no reference, so it has no weights: its options need none.")
         return self._reference.model(policy)
 
     def offload(self) -> None:
-        """Let go of the reference's weights; they are restored from disk where a pair is not known."""
+        """Move the reference's weights to disk; a pair that is not cached restores them."""
         if self._reference is not None:
             self._reference.offload()
 
     def flush(self) -> None:
-        """Store what was scored last, and let go of weights that were restored from disk.
+        """Store what was scored last, and free weights that were restored from disk.
 
         Raises:
           ReferenceCacheError: the cache's file cannot be used.
@@ -157,12 +157,15 @@ class ReferenceScorer:
             self._cache.flush()
 
     def __call__(self, policy: EasyDeLBaseModule, batch: Batch, device_batch: DeviceBatch) -> LogProbs:
-        """Summed log-probabilities of every slot's completions, in nats, float32.
+        """Look up or compute the summed log-probabilities of every slot's completions.
 
         Args:
-          policy: the model in training, which is the reference where its adapters are off.
+          policy: the model in training; with adapters off it may be the reference.
           batch: as collated; without ``pair_keys`` nothing is looked up or kept.
           device_batch: the same on the devices.
+
+        Returns:
+          ``(chosen, rejected)`` in nats, float32 [rows, slots].
 
         Raises:
           ReferenceCacheError: the cache's file cannot be used.
@@ -189,18 +192,18 @@ class ReferenceScorer:
         return self._whole(self._merge(scored, **on_device))
 
     def score(self, policy: EasyDeLBaseModule, device_batch: DeviceBatch) -> Float[Array, "rows slots 2 2"]:
-        """Run a batch through the reference, whatever is known; `PairLogps.split_logps` of every slot."""
+        """Run a batch through the reference without the cache; returns `PairLogps.split_logps` of every slot."""
         self._passes += 1
         return self._score(self.model(policy), device_batch)
 
     def advice(self) -> str:
-        """What to do where log-probs turn out wrong: nothing to say, unless they were looked up."""
+        """What an error should add if log-probs turn out wrong: empty, unless some were looked up."""
         if not self._hits or self._cache is None:
             return ""
         return f" The reference's log-probs were read from {self._cache.path}; remove that file and run again."
 
     def _cache_of(self, policy: EasyDeLBaseModule) -> ReferenceCache:
-        """The cache of this reference; the first use works out the digest of its weights."""
+        """The cache of this reference; the first use computes the digest of its weights."""
         assert self._reference is not None  # a uniform reference has nothing to keep
         if self._reference.status == "shared":
             # LoRA never replaces base arrays, so a different array object means another model.
@@ -219,10 +222,10 @@ class DataToScore:
     """A set to run through the reference.
 
     Attributes:
-      name: what to call it.
+      name: what the progress bar calls it.
       batches: as they will be trained or evaluated on.
-      count: how many of them there are, or None.
-      may_be_ready: whether it may bring its own log-probs; nothing is to be done then.
+      count: the number of batches; None if unknown.
+      may_be_ready: whether it may bring its own log-probs, which are then left as they are.
     """
 
     name: str
@@ -232,7 +235,7 @@ class DataToScore:
 
 
 def data_of_run(loaders: TrainerConfigureDataloaderOutput, total_steps: int, *, do_eval: bool) -> list[DataToScore]:
-    """One pass over what a run of `total_steps` updates trains on, in its order, and every evaluation set."""
+    """List the data that a run of `total_steps` updates reads: one pass over what it trains on, and evaluation sets."""
     assert loaders.train is not None
     epoch = total_steps if loaders.steps_per_epoch is None else math.ceil(loaders.steps_per_epoch)
     steps = min(total_steps, epoch)
@@ -253,10 +256,17 @@ def precompute(
 ) -> None:
     """Fill the cache with every pair of some sets, then offload the reference's weights.
 
-    What is known already is not scored again: a fill that was interrupted resumes where it was.
+    Known pairs are not scored again: an interrupted fill resumes where it was.
+
+    Args:
+      scorer: scores the batches and keeps the cache.
+      policy: the model in training; with adapters off it may be the reference.
+      sets: the data to score.
+      on_device: sends batches to the devices ahead of their use.
+      show_progress: whether to show a progress bar for each set.
 
     Raises:
-      ValueError: the data brings log-probs of its own, or a collate function leaves open which pair is where.
+      ValueError: the training data brings log-probs of its own, or the batches have no ``pair_keys``.
     """
     try:
         for data in sets:
@@ -290,7 +300,7 @@ def _check_can_be_precomputed(batch: Batch) -> None:
 
 
 def _slots_by_key(batch: Batch) -> dict[bytes, list[int]]:
-    """The slots, counted through the batch, of every pair; a pair that comes twice has two."""
+    """Map each pair's key to its slots, as indices into the flattened batch; a pair that comes twice has two."""
     slots: dict[bytes, list[int]] = {}
     keys = batch["pair_keys"].reshape(-1, batch["pair_keys"].shape[-1])
     for slot in np.flatnonzero(batch["pair_mask"]):
@@ -298,13 +308,15 @@ def _slots_by_key(batch: Batch) -> dict[bytes, list[int]]:
     return slots
 
 
-def _lay_out(batch: Batch, slots: Mapping[bytes, list[int]], known: Mapping[bytes, Parts]) -> dict[str, np.ndarray]:
-    """Known values where they belong, and where each slot finds a scored one."""
+def _lay_out(
+    batch: Batch, slots: Mapping[bytes, list[int]], known: Mapping[bytes, SplitLogps]
+) -> dict[str, np.ndarray]:
+    """Put known values into their slots, and say for every slot which slot's scored value it takes otherwise."""
     shape, size = batch["pair_mask"].shape, batch["pair_mask"].size
     split_logps, is_known = np.zeros((size, 4), np.float32), np.zeros(size, np.bool_)
     first = np.arange(size, dtype=np.int32)
     for key, same_pair in slots.items():
-        # Of a pair that comes twice the first one counts for both, as it will when both are looked up.
+        # A pair that comes twice takes the value of its first slot in both, as it will when both are looked up.
         first[same_pair] = same_pair[0]
         if key in known:
             split_logps[same_pair], is_known[same_pair] = known[key], True
