@@ -176,7 +176,7 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """True if it must be given."""
         return self.default is dataclasses.MISSING
 
 

@@ -52,12 +52,12 @@ class BatchLoader(Protocol):
         ...
 
     def counters(self) -> dict[str, float]:
-        """What was counted on the latest pass so far, by metric name."""
+        """Counts of the latest pass so far, by metric name."""
         ...
 
 
 class TaskLoss(Protocol[Scores]):
-    """What a task gives to the step: scores of examples under a model, and a loss that is their mean over an update.
+    """The loss of a task: scores of examples under a model, reduced to a mean over an update.
 
     Attributes:
       scored_keys: keys of the batch that `score` reads, ``input_ids`` and ``segment_ids`` among them.

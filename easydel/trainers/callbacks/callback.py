@@ -18,7 +18,7 @@ LogLine = dict[str, Any]
 
 
 class RunningTrainer(Protocol):
-    """What a callback may read of the trainer that calls it; `easydel.Trainer` has more."""
+    """The part of a trainer that its callbacks may read; `easydel.Trainer` has more."""
 
     @property
     def model(self) -> EasyDeLBaseModule:

@@ -9,7 +9,12 @@ from easydel.trainers.callbacks.callback import RunningTrainer, TrainerCallback
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better: true for losses, false for accuracies and margins."""
+    """Return whether lower values of a metric are better: True for losses, False for all else.
+
+    Example:
+      >>> lower_is_better("eval/loss"), lower_is_better("eval/rewards/accuracies")
+      (True, False)
+    """
     return metric.rsplit("/", 1)[-1] == "loss"
 
 

@@ -194,7 +194,7 @@ class DPOTrainer(Trainer):
 
     @property
     def reference_statistics(self) -> ReferenceStatistics:
-        """Where the reference's weights are, and its cache hits, misses and passes so far."""
+        """The status of the reference's weights, and its cache hits, misses and passes so far."""
         return self._reference.statistics
 
     def configure_dataloaders(self) -> TrainerConfigureDataloaderOutput:

@@ -43,6 +43,7 @@ class SampleAnswers(Watcher):
             new.replace(path)
 
     def on_evaluate(self, trainer: RunningTrainer, metrics: dict[str, float]) -> None:
+        """Generate all answers in one call, and append them to history and file."""
         stop = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         answers = trainer.model.generate(
             [prompt for _, prompt in self._prompts], max_new_tokens=self._max_new_tokens, stop_token_ids=stop

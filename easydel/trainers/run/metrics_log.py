@@ -60,7 +60,7 @@ class JsonLinesTracker(Watcher):
         return len(self._lines)
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log: the latest lines, and a digest of those before."""
+        """Return what a checkpoint keeps of the log: the latest lines, and a digest of those before."""
         before = max(0, len(self._lines) - LINES_IN_CHECKPOINT)
         return {
             "before": before,

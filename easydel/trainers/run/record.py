@@ -178,7 +178,7 @@ class RunRecord:
 
     @property
     def is_saved(self) -> bool:
-        """True if nothing can be lost: the run writes no files, has made no update, or has a checkpoint of this one."""
+        """True if nothing can be lost: no update was made, it has a checkpoint, or the run writes no files."""
         return self.folder is None or self.progress.step == 0 or self.checkpoints.has(self.progress.step)
 
     def close(self, error: BaseException | None) -> None:

@@ -79,6 +79,7 @@ class LogWindow:
 
     @property
     def last_step(self) -> int:
+        """The number of the window's last update."""
         return self.updates[-1].step
 
 
@@ -140,7 +141,7 @@ class TrainingLog:
         self._finish(window)
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint must keep so that later lines are the same; waits for the device."""
+        """Return what a checkpoint must keep so that later lines are the same; waits for the device."""
         updates = [
             update._asdict()
             | {"metrics": jax.tree.map(_plain, jax.device_get(update.metrics))}

@@ -39,22 +39,22 @@ class CombinedObjective:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether one of them compares the policy with a reference."""
+        """True if one of them compares the policy with a reference."""
         return any(objective.needs_reference for objective in self.objectives)
 
     @property
     def needs_whole_update(self) -> bool:
-        """Whether one of them must see all pairs of an update at once."""
+        """True if one of them must see all pairs of an update at once."""
         return any(objective.needs_whole_update for objective in self.objectives)
 
     @property
     def needs_margin(self) -> bool:
-        """Whether one of them reads the rows' column "margin"."""
+        """True if one of them reads the rows' column "margin"."""
         return any(objective.needs_margin for objective in self.objectives)
 
     @property
     def is_preference(self) -> bool:
-        """Whether one of them compares the two completions of a pair."""
+        """True if one of them compares the two completions of a pair."""
         return any(objective.is_preference for objective in self.objectives)
 
     def __call__(self, scores: PairScores) -> PerPair:

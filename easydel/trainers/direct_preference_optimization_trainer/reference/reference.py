@@ -32,7 +32,7 @@ class Reference:
 
     Args:
       state: the frozen model; None shares the policy's weights.
-      is_initial_policy: whether it is the policy as it was before the first update.
+      is_initial_policy: whether it is the policy before its first update.
     """
 
     def __init__(self, state: EasyDeLState | None, is_initial_policy: bool):

@@ -127,7 +127,7 @@ class ReferenceScorer:
 
     @property
     def is_initial_policy(self) -> bool:
-        """Whether the reference is the policy as it was before the first update."""
+        """True if the reference is the initial policy: the model before the first update."""
         return self._reference is not None and self._reference.is_initial_policy
 
     def model(self, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
@@ -197,7 +197,7 @@ class ReferenceScorer:
         return self._score(self.model(policy), device_batch)
 
     def advice(self) -> str:
-        """What an error should add if log-probs turn out wrong: empty, unless some were looked up."""
+        """Return what an error should add if log-probs turn out wrong: empty, unless some were looked up."""
         if not self._hits or self._cache is None:
             return ""
         return f" The reference's log-probs were read from {self._cache.path}; remove that file and run again."
