@@ -116,7 +116,7 @@ class EasyDeLBaseConfig:
                 "equally many query heads."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding turns pairs of dimensions.")
+            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding rotates pairs of dimensions.")
         if heads * self.head_dim > LARGEST_WIDTH:
             raise ValueError(
                 f"num_attention_heads={heads} times head_dim={self.head_dim} is more than {LARGEST_WIDTH}."

@@ -101,7 +101,7 @@ def only(*values: Any) -> Key:
 
 
 def read_keys(raw: Mapping[str, Any], keys: Mapping[str, Key], label: str) -> dict[str, Any]:
-    """The values of `keys`, each of its type and range; a key that nobody reads must be harmless, null or empty.
+    """The values of `keys`, each checked for type and range; an unread key must be harmless, null or empty.
 
     Args:
       raw: the JSON object.

@@ -193,7 +193,7 @@ def _digest(path: Path) -> str:
 
 
 def _reason(error: Exception, folder: Path) -> str:
-    """The reason of a failed write, in a few words; tensorstore's messages go on for lines."""
+    """The reason of a failed write, in a few words; tensorstore's messages have many lines."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror

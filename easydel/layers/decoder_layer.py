@@ -74,7 +74,7 @@ class PreNormLayer(DecoderLayer):
 
 
 class PostNormLayer(DecoderLayer):
-    """Norms behind attention and behind the MLP, inside the residual connections (OLMo 2).
+    """Norms after attention and after the MLP, inside the residual connections (OLMo 2).
 
     .. math:: x' = x + N_1 A(x), \\qquad y = x' + N_2 M(x')
     """

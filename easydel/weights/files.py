@@ -50,7 +50,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, item in pairs:
         if name in value:
-            raise ValueError(f"the key {shown(name)} stands there twice")
+            raise ValueError(f"it has the key {shown(name)} twice")
         value[name] = item
     return value
 

@@ -249,7 +249,7 @@ def _behind(prefill: str, answer: Answer, text: str, field: str) -> Answer:
         raise BadRow(
             "prompt",
             "unstable template",
-            f'"prompt" ends in an assistant message that "{field}" goes on with, but the chat template rewrites its '
+            f'"prompt" ends in an assistant message that "{field}" continues, but the chat template rewrites its '
             'text, so the two cannot be told apart. Move that text into both completions, or end "prompt" before it.',
         )
     return answer._replace(start=found + len(prefill.lstrip()))

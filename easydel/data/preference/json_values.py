@@ -21,7 +21,7 @@ _JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def read_json_text(text: str, field: str, where: str) -> Any:
-    """The value of a JSON text; its nulls are kept, since nobody filled them in.
+    """The value of a JSON text; its nulls are kept, since the user wrote them.
 
     Args:
       text: the JSON text.

@@ -92,7 +92,7 @@ def gather_prompt(
             raise BadRow(
                 field,
                 "no shared prompt",
-                f'"{field}" goes on with a {messages[0]["role"]} message that the other completion or the prompt '
+                f'"{field}" continues with a {messages[0]["role"]} message that the other completion or the prompt '
                 "lacks; a pair is two answers to one prompt. Give both the same turns before their first answer.",
             )
     return system + prompt, chosen, rejected

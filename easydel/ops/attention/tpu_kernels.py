@@ -2,8 +2,8 @@
 
 A step holds a block of queries of all heads that share a key head, ``[1, 1, group, head_dim, queries]``, and a block of
 keys and values, ``[1, 1, keys, head_dim]``. The grid is (rows, key heads, outer blocks, inner blocks), and a step whose
-inner block nobody sees does nothing. Scores lie transposed, ``[keys, queries]``: statistics with one value per query
-(highest score, normaliser) are rows, and sums over keys run down the sublanes.
+inner block has no visible pair does nothing. Scores lie transposed, ``[keys, queries]``: statistics with one value per
+query (highest score, normaliser) are rows, and sums over keys run down the sublanes.
 
 References:
   Dao, FlashAttention-2, 2023.

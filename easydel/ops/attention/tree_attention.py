@@ -204,6 +204,7 @@ def over_mesh(run: Run) -> Run:
             out_specs=values,
             check_vma=False,  # the kernels do not declare the axes that their outputs vary over
         )
+        # The window is the only leaf of the options; shard_map takes arrays.
         return on_each_device(q, k, v, ids, jax.tree.map(jnp.int32, options))
 
     return split

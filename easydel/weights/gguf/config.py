@@ -65,7 +65,7 @@ def hugging_face_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray
         if optional(key, head_dim) != head_dim:
             raise ValueError(
                 f"{path}: {architecture}.{key}={optional(key, head_dim)}, expected the head size {head_dim}; "
-                "heads that turn in part or whose values differ in size are not supported."
+                "heads that are rotated in part, or whose values have another size, are not supported."
             )
     rope_theta = optional("rope.freq_base", 10000.0, NUMBER)
     rope_scaling = _rope_scaling(path, metadata, architecture)

@@ -79,7 +79,7 @@ class GGUFHeader:
 
 
 class _HeaderReader:
-    """A position in the header; every read checks that the file goes on that far."""
+    """A position in the header; every read checks that the file is long enough."""
 
     # The gguf package's own reader makes one numpy array per token and merge: seconds, where this takes a fraction.
     def __init__(self, path: Path, data: memoryview) -> None:
