@@ -115,6 +115,9 @@ class EasyDeLState(eqx.Module, Generic[Model]):
           ValueError: it is damaged, or of another model or optimiser.
 
         Example:
-          ``state = EasyDeLState.create(model, tx).load_state("runs/dpo/state")``
+          >>> state = EasyDeLState.create(model)
+          >>> state.save_state("state")
+          >>> int(state.load_state("state").step)
+          0
         """
         return load_arrays(folder, self)

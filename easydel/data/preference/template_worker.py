@@ -62,6 +62,7 @@ class GenerationTag(Extension):
     tags = {"generation"}  # noqa: RUF012  jinja2's own way
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """The node for the tag and all up to its end, called by jinja2."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(line)
@@ -77,6 +78,7 @@ class PlainDict:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """`dict.fromkeys`."""
         return dict.fromkeys(*args)
 
 
