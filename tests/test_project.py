@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     DPO: BASE | MODEL | TRAINING | DATA | ROWS
     | {"easydel.inference", "easydel.tokenizer", f"{DPO}.objectives", f"{DPO}.scoring", f"{DPO}.reference"},
     "easydel.cli": {"easydel"} | BASE | MODEL | TRAINING | DATA | ROWS
-    | {"easydel.modules", "easydel.tokenizer", DPO, f"{DPO}.reference"},
+    | {"easydel.modules", "easydel.tokenizer", DPO, f"{DPO}.objectives", f"{DPO}.reference"},
     "easydel.__main__": {"easydel.cli"},
 }  # fmt: skip
 

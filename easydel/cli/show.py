@@ -20,7 +20,7 @@ DESCRIPTION = "Print one row of a data file as the trainer sees it: tokens, cuts
 FILE = Option("file", Text(), dataclasses.MISSING, "Data file, as for --train-dataset of easydel dpo.", "FILE")
 ROW_IS_GOOD, ROW_IS_BAD = 0, 2
 # The options of a run that matter here; the configuration file of a run can be used unchanged.
-OF_THE_RUN = ("model", "chat_template", "config")
+OF_THE_RUN = ("model", "chat_template", "loss_type", "config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,20 @@ def run_show(arguments: Sequence[str]) -> int:
         file=values["file"],
         row=values.get("row", ShowOptions().row),
         tokenizer=open_tokenizer(values["model"], values.get("chat_template")),
-        options={option.name: values.get(option.name, option.default) for option in of_the_data},
+        options={option.name: values.get(option.name, option.default) for option in of_the_data}
+        | {"reads_margin": _needs_margin(values.get("loss_type", ()))},
     )
+
+
+def _needs_margin(loss_type: str | Sequence[str]) -> bool:
+    from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import OBJECTIVES
+
+    names = [loss_type] if isinstance(loss_type, str) else loss_type
+    with refusing(ValueError):
+        for name in names:
+            if name not in OBJECTIVES:
+                raise ValueError(f"loss_type={name!r}, expected one of {', '.join(OBJECTIVES)}.")
+    return any(OBJECTIVES[name].needs_margin for name in names)
 
 
 def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
@@ -77,7 +89,7 @@ def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:
     if found is None:
         raise UsageError(f"--row {row}: {file} ends before it; rows are counted from 0.")
     pair = transform(found, row)
-    unread = unread_columns([found])
+    unread = unread_columns([found], reads_margin=transform.reads_margin)
     if unread:
         Console().print(Text(f"columns that are not read: {in_quotes(unread)}"))
     if isinstance(pair, RowFault):

@@ -53,8 +53,10 @@ def generate(
     """
     if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
         raise ValueError("generate needs at least one prompt, and every prompt at least one token.")
-    if (largest := max(max(prompt) for prompt in prompts)) >= model.config.vocab_size:
-        raise ValueError(f"a prompt holds token id {largest}; the model has {model.config.vocab_size} tokens.")
+    size = model.config.vocab_size
+    for token in (max(map(max, prompts)), min(map(min, prompts))):
+        if not 0 <= token < size:
+            raise ValueError(f"a prompt holds token id {token}; expected ids of the model's {size} tokens, from 0.")
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: "

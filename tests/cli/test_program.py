@@ -119,6 +119,17 @@ def test_show_says_why_a_row_would_be_dropped(model_folder, tmp_path, capsys):
     assert "empty completion" in capsys.readouterr().out
 
 
+def test_show_reads_the_margin_where_the_objective_of_the_run_does(model_folder, tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", [ROWS[0] | {"margin": "none"}])
+    command = ["show", str(rows), "--model", str(model_folder)]
+    assert main(command) == 0
+    assert 'columns that are not read: "margin"' in capsys.readouterr().out
+    assert main([*command, "--loss-type", "odpo"]) == 2
+    assert "margin" in capsys.readouterr().out
+    assert main([*command, "--loss-type", "odpoo"]) == 2
+    assert "loss_type='odpoo', expected one of " in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_show_names_the_columns_that_are_not_read(model_folder, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a b", "chosen": " c", "rejected": " d", "score": 3, "weight": 1, "\\u001b[31m": 2}\n')

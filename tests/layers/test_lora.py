@@ -130,6 +130,12 @@ def test_merging_rounds_once_to_the_dtype_of_the_weights(tiny_model):
     np.testing.assert_allclose(np.asarray(merged, np.float64), exact, rtol=2**-8, atol=1e-7)
 
 
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_generation_refuses_token_ids_outside_the_vocabulary(tiny_model, token):
+    with pytest.raises(ValueError, match=f"a prompt holds token id {token}; expected ids"):
+        tiny_model.generate([[1, 2], [3, token]], max_new_tokens=1)
+
+
 def test_generation_runs_with_adapters(tiny_model):
     model = moved(tiny_model.apply_lora_to_layers(4))
     assert model.generate([[5, 6, 7]], max_new_tokens=6) == model.merge_lora().generate([[5, 6, 7]], max_new_tokens=6)

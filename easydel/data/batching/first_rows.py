@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ FIRST_ROWS = 16
 IDENTITY_ROWS = 64
 
 
-def readable_rows(source: ShardedDataSource) -> Iterator[Row]:
-    """A source's rows without those that cannot be read; `PreferenceLoader` counts these when it reaches them."""
+def readable_rows(source: ShardedDataSource) -> Iterator[tuple[int, Row]]:
+    """Indices and rows of a source without the rows that cannot be read; `PreferenceLoader` counts these."""
     rows = iter(source)
-    while True:
+    for index in itertools.count():
         try:
-            yield next(rows)
+            yield index, next(rows)
         except StopIteration:
             return
         except UnreadableRow:
@@ -77,7 +77,7 @@ def check_first_rows(
     return pairs
 
 
-def refuse_inert_template_options(rows: Iterable[Mapping[str, Any]], transform: PreferenceTransform) -> None:
+def refuse_inert_template_options(first: Sequence[Mapping[str, Any]], transform: PreferenceTransform) -> None:
     """Refuse ``tools`` and ``chat_template_kwargs`` that change no token of the first rows.
 
     Rows of plain text use no template, a template may not use a variable, and a row's own column wins.
@@ -93,7 +93,6 @@ def refuse_inert_template_options(rows: Iterable[Mapping[str, Any]], transform: 
         without[f"chat_template_kwargs[{key!r}]"] = dataclasses.replace(transform, chat_template_kwargs=others)
     if not without:
         return
-    first = list(itertools.islice(rows, FIRST_ROWS))
     for option, other in without.items():
         if all(_same(transform(row), other(row)) for row in first):
             raise ValueError(

@@ -232,7 +232,7 @@ class PreferenceLoader:
 
     def first_pairs(self, count: int) -> list[PreferencePair]:
         """The pairs of the first `count` good rows, in the data's own order; this counts nothing."""
-        results = (self._transform(row, index) for index, row in enumerate(readable_rows(self._source)))
+        results = (self._transform(row, index) for index, row in readable_rows(self._source))
         return list(itertools.islice((pair for pair in results if not isinstance(pair, RowFault)), count))
 
     def _order(self) -> dict[str, Any]:

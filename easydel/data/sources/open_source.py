@@ -169,6 +169,8 @@ def _is_one_value(name: str) -> bool:
     refuse_other_kinds(path, file_name(name))
     with path.open("rb") as file:
         start = file.read(FIRST_LINE_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+        if b"\n" not in start:  # the whole first line, whatever its length
+            start += file.readline()
         has_more = bool(file.read(1))
     if not start.startswith(b"{"):
         return start.startswith(b"[")

@@ -238,8 +238,9 @@ class DPOTrainer(Trainer):
         refuse_ids_outside(first, self._vocab_size)
         if any(pair.ref_chosen_logps is not None for pair in first):
             refuse_log_probs_without_effect(self.arguments)
-        refuse_inert_template_options(readable_rows(source), transform)
-        unread = unread_columns(islice(readable_rows(source), FIRST_ROWS), reads_margin=transform.reads_margin)
+        rows = [row for _, row in islice(readable_rows(source), FIRST_ROWS)]
+        refuse_inert_template_options(rows, transform)
+        unread = unread_columns(rows, reads_margin=transform.reads_margin)
         if new := [column for column in unread if column not in self._unread_columns]:
             self._unread_columns.update(new)
             logger.warning("columns of the data that are not read: %s.", in_quotes(new))

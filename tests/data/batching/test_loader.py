@@ -268,6 +268,7 @@ def test_rows_of_a_stream_that_cannot_be_read_are_counted_and_those_after_them_a
     for source in (open_source(tmp_path / "a.jsonl.gz"), open_source(tmp_path / "a.jsonl.gz").map(lambda row: row)):
         loader = PreferenceLoader(source, transform, collate, **options)
         assert rows(loader) == [n for n in GOOD if n % 10 != 5]
+        assert [pair.index for pair in loader.first_pairs(8)] == [n for n in GOOD if n % 10 != 5][:8]
         assert loader.tally.dropped["unreadable row"] == 4
         assert "a.jsonl.gz, row 5: a.jsonl.gz, line 6 is not JSON" in loader.tally.summary()
     # A generator that sees the error is over, so nothing may be read past it.

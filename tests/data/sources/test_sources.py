@@ -249,12 +249,16 @@ def test_a_text_file_that_is_something_else_is_named_by_what_it_is(tmp_path, nam
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_rows_under_a_key_of_one_object_are_named_with_the_fix(tmp_path, indent):
-    (tmp_path / "a.json").write_text(json.dumps({"version": "1", "data": ROWS}, indent=indent))
+@pytest.mark.parametrize("filler", [0, 2**20])  # a line may be longer than what is read at first
+def test_rows_under_a_key_of_one_object_are_named_with_the_fix(tmp_path, indent, filler):
+    rows = [{"text": "a" * filler}, *ROWS]
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1", "data": rows}, indent=indent))
     with pytest.raises(DataError, match=r'a\.json holds dict.*the rows seem to be under "data": write that list alone'):
         open_source(tmp_path / "a.json")[0]
     (tmp_path / "b.json").write_text(json.dumps(ROWS[0]))
     assert list(open_source(tmp_path / "b.json")) == ROWS[:1]
+    (tmp_path / "c.json").write_text("\n".join(json.dumps(row) for row in rows))
+    assert list(open_source(tmp_path / "c.json")) == rows
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])

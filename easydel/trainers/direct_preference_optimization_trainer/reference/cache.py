@@ -137,9 +137,12 @@ class ReferenceCache:
         self.store((key, tuple(values[slot].tolist())) for key, slot in slots.items() if is_finite[slot])
 
     def __len__(self) -> int:
-        """The number of pairs on disk, of this run and of earlier ones."""
-        with self._open() as connection:
+        """The number of pairs that can be found: on disk, of this run and of earlier ones, and in memory."""
+
+        def count(connection: sqlite3.Connection) -> int:
             return connection.execute("SELECT count(*) FROM log_probs").fetchone()[0]
+
+        return (self._unless_off("reading", count) or 0) + len(self._in_memory)
 
     def _unless_off(self, use: str, action: Callable[[sqlite3.Connection], Got]) -> Got | None:
         """The result of `action`; None once the disk, not the content, has failed in this use."""

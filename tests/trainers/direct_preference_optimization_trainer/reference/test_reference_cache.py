@@ -117,8 +117,20 @@ def test_a_cache_that_can_no_longer_be_reached_is_no_end_of_a_run(monkeypatch, c
     monkeypatch.setattr(sqlite3, "connect", unreachable)
     assert cache.find([key(1)]) == {}
     cache.store([(key(1), PARTS)])
-    assert cache.find([key(1)]) == {key(1): AS_STORED}
+    assert cache.find([key(1)]) == {key(1): AS_STORED} and len(cache) == 1
     assert caplog.text.count("kept for this run only") == 1
+
+
+def test_a_file_that_can_no_longer_be_reached_can_be_counted(monkeypatch):
+    cache = ReferenceCache("a")
+    cache.store([(key(1), PARTS)])
+    assert len(cache) == 1
+
+    def unreachable(*_, **__):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", unreachable)
+    assert len(cache) == 0
 
 
 WRITER = """
