@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +40,7 @@ def generate(
       key: needed when `temperature` is above 0.
 
     Raises:
-      ValueError: an empty prompt, or an option out of range.
+      ValueError: an empty prompt, a token id that the model does not have, or an option out of range.
 
     Example:
       >>> [len(tokens) for tokens in generate(model, [[5, 3], [7]], max_new_tokens=4)]
@@ -47,12 +48,13 @@ def generate(
     """
     if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
         raise ValueError("generate needs at least one prompt, and every prompt at least one token.")
-    if (largest := max(max(prompt) for prompt in prompts)) >= model.config.vocab_size:
-        raise ValueError(f"a prompt holds token id {largest}; the model has {model.config.vocab_size} tokens.")
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    for token_id in (max(max(prompt) for prompt in prompts), min(min(prompt) for prompt in prompts)):
+        if not 0 <= token_id < model.config.vocab_size:
+            raise ValueError(f"a prompt holds token id {token_id}; the model has {model.config.vocab_size} tokens.")
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: "
-            "expected at least 1, at least 0, and above 0 up to 1."
+            "expected at least 1, a finite number of at least 0, and above 0 up to 1."
         )
     if temperature > 0 and key is None:
         raise ValueError(f"temperature={temperature} samples, which needs `key`, e.g. jax.random.key(0).")
