@@ -76,8 +76,10 @@ def parse_flags(
     for word in unknown:
         if word.startswith("--"):
             flag = word.split("=")[0]
-            raise UsageError(f"unknown option {flag}{did_you_mean(flag, [option.flag for option in options.values()])}")
-        raise UsageError(f'unexpected argument "{word}"; easydel {command} --help lists the options.')
+            raise UsageError(
+                f"unknown option {brief(flag)}{did_you_mean(flag, [option.flag for option in options.values()])}"
+            )
+        raise UsageError(f'unexpected argument "{brief(word)}"; easydel {command} --help lists the options.')
     return {name: _value(options[name], words) for name, words in vars(given).items()}
 
 
@@ -120,7 +122,7 @@ def _raw(option: Option, words: list[str]) -> Any:
     if named and has_member(option, NamedValues):
         if len(named) != len(words):
             own = "number of its own, as in value=0.5" if pattern is WEIGHTED else "name of its own, as in name=value"
-            raise UsageError(f"{option.flag} {' '.join(words)}: give every value a {own}.")
+            raise UsageError(f"{option.flag} {brief(' '.join(words))}: give every value a {own}.")
         return named
     return read(words[0]) if len(words) == 1 else [read(word) for word in words]
 

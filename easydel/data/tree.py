@@ -38,6 +38,9 @@ class PromptTree:
       index: the row's position in the data, -1 when unknown.
       prompt_truncated: number of tokens cut from the prompt.
 
+    Raises:
+      ValueError: there are no prompt tokens, no branches, or a branch of no tokens or with a mask of another length.
+
     Example:
       >>> answers = [Branch(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in ([7, 2], [8, 9, 2], [2])]
       >>> tree = PromptTree(np.array([5, 6], np.int32), tuple(answers))
@@ -49,6 +52,19 @@ class PromptTree:
     branches: tuple[Branch, ...]
     index: int = -1
     prompt_truncated: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids.size or not self.branches:
+            raise ValueError(
+                f"a tree of {self.prompt_ids.size} prompt tokens and {len(self.branches)} branches, expected at least "
+                "one of each."
+            )
+        for number, branch in enumerate(self.branches):
+            if not branch.ids.size or branch.ids.shape != branch.loss_mask.shape:
+                raise ValueError(
+                    f"branch {number} of a tree has {branch.ids.size} tokens and a loss mask of "
+                    f"{branch.loss_mask.size}, expected at least one token and as many entries."
+                )
 
     @property
     def is_truncated(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -57,10 +58,10 @@ def generate(
     for token in (max(map(max, prompts)), min(map(min, prompts))):
         if not 0 <= token < size:
             raise ValueError(f"a prompt holds token id {token}; expected ids of the model's {size} tokens, from 0.")
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: "
-            "expected at least 1, at least 0, and above 0 up to 1."
+            "expected at least 1, a finite number of at least 0, and above 0 up to 1."
         )
     if temperature > 0 and key is None:
         raise ValueError(f"temperature={temperature} samples, which needs `key`, e.g. jax.random.key(0).")

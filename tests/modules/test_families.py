@@ -161,3 +161,8 @@ def test_top_p_keeps_only_the_likeliest_tokens():
     assert model.generate([prompt], max_new_tokens=4, stop_token_ids=[stop]) == [expected]
     with pytest.raises(ValueError, match="key"):
         model.generate([prompt], temperature=1.0)
+    for wrong in ([-1], [model.config.vocab_size]):
+        with pytest.raises(ValueError, match=f"token id {wrong[0]}"):
+            model.generate([prompt, wrong])
+    with pytest.raises(ValueError, match="temperature=nan"):
+        model.generate([prompt], temperature=float("nan"))

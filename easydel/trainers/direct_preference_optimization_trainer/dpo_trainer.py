@@ -176,8 +176,13 @@ class DPOTrainer(Trainer):
         warn_of_length(arguments.max_length, policy)
         if arguments.eval_samples:
             self.add_callback(self._sample_answers())
+        reference = None
+        if arguments.keeps_reference:
+            reference = reference_for(policy, reference_model, self.mesh, self.model)
+            if arguments.sync_ref_model:
+                reference.let_follow(self.model)
         self._reference = ReferenceScorer(
-            reference_for(policy, reference_model, self.mesh, self.model) if arguments.keeps_reference else None,
+            reference,
             self.mesh,
             ld_alpha=arguments.ld_alpha,
             count_micro_batches=self.count_micro_batches,

@@ -18,10 +18,13 @@ from datasets import Dataset
 from filelock import FileLock
 
 from easydel import DPOConfig, DPOTrainer
+from easydel.modules.llama import LlamaForCausalLM
 from easydel.trainers.callbacks.callback import TrainerCallback
 from easydel.trainers.callbacks.stopping import EarlyStopping
 from easydel.trainers.run.checkpoints import ARRAYS, FOLDER, latest_checkpoint, read_metadata
 from easydel.trainers.run.identity import as_json
+from tests.layers.test_lora import moved
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[3]
 SPEEDS = ("per_second", "mfu")
@@ -112,6 +115,37 @@ def test_a_smaller_optimiser_state_goes_on_with_the_very_same_numbers(make, opti
     again = make(resume_from_checkpoint=str(whole.run_folder / FOLDER / "3"), **options).train()
     assert log_of(again.run_folder) == log_of(whole.run_folder)
     assert equal(again.state, whole.state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: dataclasses.replace(model, attention_backend="xla"),
+        lambda model: dataclasses.replace(model, dtype=jnp.dtype(jnp.bfloat16)),
+        lambda model: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model),
+        lambda model: moved(model.apply_lora_to_layers(2)),
+        lambda model: model.quantize(),
+    ],
+    ids=["another backend", "computing in bfloat16", "kept in bfloat16", "with adapters", "quantised"],
+)
+def test_a_following_reference_of_another_make_goes_on_with_the_very_same_numbers(make, tiny_model, change):
+    reference = change(jax.tree.map(lambda leaf: 1.01 * leaf, tiny_model))
+    options = {"reference": reference, "sync_ref_model": True, "ref_model_sync_steps": 2}
+    options |= {"num_train_epochs": 2, "save_steps": 1}
+    trainer = make(**options)
+    whole = trainer.train()
+    mixed = trainer.reference_state.model
+    assert (mixed.dtype, mixed.attention_backend) == (reference.dtype, reference.attention_backend)
+    for step in (1, 3):
+        again = make(resume_from_checkpoint=str(whole.run_folder / FOLDER / str(step)), **options).train()
+        assert log_of(again.run_folder) == log_of(whole.run_folder)
+
+
+def test_a_reference_of_another_architecture_cannot_follow(make):
+    other = LlamaForCausalLM.init(tiny_config(intermediate_size=96), jax.random.key(1))
+    make(reference=other)
+    with pytest.raises(ValueError, match="reference_model has intermediate_size=96 where model has 64"):
+        make(reference=other, sync_ref_model=True)
 
 
 @pytest.mark.parametrize(("mode", "code"), [("sigterm", 143), ("sigint", -signal.SIGINT)])

@@ -206,6 +206,8 @@ FIELDS = {
     "packing": Field((True, False), "batch"),
     "share_prompt": Field((True, False), "batch"),
 }
+# It counts where a chosen completion has become less likely, as after a step that is far too large.
+FIELDS["dpop_lambda"] = Field((50.0, 5.0), "trace", {"loss_type": "dpop", "learning_rate": 0.3})
 # Options that one objective owns, and that nothing above looks at in particular.
 FIELDS |= {
     name: Field((field.default, 1.5 * field.default + 0.1), "trace", {"loss_type": owners(name)[0]})
@@ -260,7 +262,7 @@ def test_a_change_of_the_field_changes_what_happens(run, name, capsys):
     ("options", "words"),
     [
         ({"model_name": "tea"}, "save_directory=None, which writes no files"),
-        ({"gradient_accumulation_steps": 5}, "more than the total_batch_size=4 pairs"),
+        ({"gradient_accumulation_steps": 5}, "more than the total_batch_size=4 examples"),
         ({"tools": TOOLS}, r"tools has no effect"),
         ({"chat_template_kwargs": {"polite": True}}, r"chat_template_kwargs\['polite'\] has no effect"),
     ],

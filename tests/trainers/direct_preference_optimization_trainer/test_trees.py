@@ -112,3 +112,18 @@ def test_the_key_of_a_tree_knows_every_token_every_mask_and_where_branches_end(t
     ]
     assert len({tree.key, *(other.key for other in others)}) == 1 + len(others)
     assert PromptTree(tree.prompt_ids, tree.branches, index=99, prompt_truncated=3).key == tree.key
+
+
+@pytest.mark.parametrize(
+    ("prompt", "branches", "message"),
+    [
+        (0, [(2, 2)], "0 prompt tokens and 1 branches"),
+        (3, [], "3 prompt tokens and 0 branches"),
+        (3, [(2, 2), (0, 0)], "branch 1 of a tree has 0 tokens"),
+        (3, [(3, 2)], "branch 0 of a tree has 3 tokens and a loss mask of 2"),
+    ],
+)
+def test_a_tree_has_a_prompt_and_branches_of_tokens(prompt, branches, message):
+    made = tuple(Branch(np.ones(size, np.int32), np.ones(mask, np.bool_)) for size, mask in branches)
+    with pytest.raises(ValueError, match=message):
+        PromptTree(np.ones(prompt, np.int32), made)

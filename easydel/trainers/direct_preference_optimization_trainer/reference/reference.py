@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import tempfile
@@ -11,9 +12,11 @@ from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from easydel.errors import brief
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.mesh import mesh_of, parameter_path
@@ -61,6 +64,11 @@ class Reference:
     def replace(self, state: EasyDeLState) -> None:
         """Make another model the reference; the status becomes live."""
         self._live, self._offloaded = state, None
+
+    def let_follow(self, policy: EasyDeLBaseModule) -> None:
+        """Make a live model one that `mix` can move; see `movable`."""
+        if self._live is not None:
+            self._live = EasyDeLState.create(movable(self._live.model, policy))
 
     def offload(self) -> None:
         """Write live weights to a private temporary folder and free their memory.
@@ -159,18 +167,51 @@ def reference_for(
     return Reference(EasyDeLState.create(model), is_initial_policy)
 
 
+def movable(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> EasyDeLBaseModule:
+    """The reference with the arrays that `mix` will give it: adapters merged, no dtype narrower than the policy's.
+
+    What it computes in, and the backend of its attention, stay its own.
+
+    Raises:
+      ValueError: it is no model of the policy's architecture.
+    """
+    merged, target = reference.merge_lora(), policy.without_lora()
+    found, expected = (
+        {"model_type": model.model_type}
+        | {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config) if field.compare}
+        for model in (merged, target)
+    )
+    if differ := [
+        f"{name}={brief(found[name])} where model has {brief(expected[name])}"
+        for name in expected
+        if found[name] != expected[name]
+    ]:
+        raise ValueError(
+            "sync_ref_model=True mixes the policy's weights into the reference, so both must be of one architecture; "
+            f"reference_model has {', '.join(differ)}. Pass another, or set sync_ref_model=False."
+        )
+    arrays, structure = jax.tree.flatten(merged)
+    dtypes = [jnp.promote_types(a.dtype, b.dtype) for a, b in zip(arrays, jax.tree.leaves(target), strict=True)]
+    return jax.tree.unflatten(structure, [a if a.dtype == b else a.astype(b) for a, b in zip(arrays, dtypes)])
+
+
 def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -> EasyDeLBaseModule:
     """Move the reference towards the policy: ``alpha * policy + (1 - alpha) * reference``, parameter by parameter.
 
-    Adapters are merged into the weights before mixing, since a mixture of adapters is no adapter of their rank. Arrays
-    that both share stay shared.
+    Adapters are mixed as what they add to the weights, since a mixture of adapters is no adapter of their rank. Arrays
+    that both share stay shared. The reference keeps what it computes in.
+
+    Args:
+      policy: in training.
+      reference: as `movable` gives it.
+      alpha: the policy's share.
 
     References:
       Gorbatovski et al., Learn Your Reference Model for Real Good Alignment (TR-DPO), 2024, eq. 2.
     """
-    new, structure = jax.tree.flatten(policy.merge_lora())
-    old = jax.tree.leaves(reference.merge_lora())
-    moved = [index for index, (a, b) in enumerate(zip(new, old)) if a is not b]
+    new = jax.tree.leaves(policy.merge_lora())
+    old, structure = jax.tree.flatten(reference)
+    moved = [index for index, (a, b) in enumerate(zip(new, old, strict=True)) if a is not b]
     mixed = _mix([new[index] for index in moved], [old[index] for index in moved], alpha)
     return jax.tree.unflatten(structure, [dict(zip(moved, mixed)).get(index, leaf) for index, leaf in enumerate(old)])
 
@@ -181,12 +222,12 @@ def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tup
     Each is the whole structure with None for the other's arrays; `join` undoes it.
     """
     adapted = {f"{path}.weight" for path in adapters(policy)}
-    moves = jax.tree_util.tree_map_with_path(
-        lambda path, ours, shared: ours is not shared or parameter_path(path) in adapted,
-        reference,
-        policy.without_lora(),
-    )
-    return eqx.partition(reference, moves)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(reference)
+    moves = [
+        ours is not shared or parameter_path(path) in adapted
+        for (path, ours), shared in zip(leaves, jax.tree.leaves(policy.without_lora()), strict=True)
+    ]
+    return eqx.partition(reference, jax.tree.unflatten(structure, moves))
 
 
 @jax.jit

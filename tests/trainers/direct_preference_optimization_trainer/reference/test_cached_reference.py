@@ -352,7 +352,7 @@ def test_the_compiled_step_cannot_tell_hits_from_misses(make):
     [
         ({"reference_free": True}, "no effect with reference_free=True"),
         ({"sync_ref_model": True}, "sync_ref_model=True moves the reference"),
-        ({"loss_type": "sft"}, "no effect with loss_type='sft' alone"),
+        ({"loss_type": "sft"}, "no effect with loss_type='sft'"),
     ],
 )
 def test_precomputing_without_effect_is_refused(options, words):
