@@ -239,7 +239,7 @@ def _read_tensors(
             problems += [
                 f"tensor {plain(name)} is not part of this adapter" for name in sorted(present.keys() - expected.keys())
             ]
-            for name in expected.keys() & present.keys():
+            for name in sorted(expected.keys() & present.keys()):
                 if shapes[name] != expected[name]:
                     problems.append(f"tensor {name} has shape {short_repr(shapes[name])}, expected {expected[name]}")
                 if dtypes[name] not in FLOATS:

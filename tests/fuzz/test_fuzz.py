@@ -9,7 +9,7 @@ from tests.fuzz.targets import TARGETS
 
 INPUTS = dict.fromkeys(("config", "index", "safetensors", "adapters", "gguf.model"), 80)
 INPUTS |= {"templates": 60, "tokenizer": 150, "gguf.tokenizer": 150}
-INPUTS |= {"yaml": 60, "arguments": 60, "show": 60, "checkpoints": 6}
+INPUTS |= {"yaml": 60, "arguments": 60, "show": 60, "checkpoints": 4}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -83,7 +83,7 @@ def equal(a, b) -> bool:
         pytest.param((), marks=pytest.mark.slow),
         pytest.param(("log_steps=3",), marks=pytest.mark.slow),
         ("sync_ref_model=true", "ref_model_sync_steps=3", "evaluation_steps=2"),
-        ("lora_rank=2", "lora_dropout=0.1"),
+        pytest.param(("lora_rank=2", "lora_dropout=0.1"), marks=pytest.mark.slow),
         pytest.param(("lora_rank=2", "sync_ref_model=true", "ref_model_sync_steps=3"), marks=pytest.mark.slow),
     ],
     ids=["plain", "a log line across the kill", "a moving reference and evaluations", "adapters", "adapters followed"],
@@ -148,7 +148,9 @@ def test_a_reference_of_another_architecture_cannot_follow(make):
         make(reference=other, sync_ref_model=True)
 
 
-@pytest.mark.parametrize(("mode", "code"), [("sigterm", 143), ("sigint", -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("mode", "code"), [("sigterm", 143), pytest.param("sigint", -signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(tmp_path, mode, code):
     ended = run_program(tmp_path, mode)
     assert ended.returncode == code, ended.stderr
