@@ -125,7 +125,7 @@ def in_short(measured: Mapping[str, Any]) -> str:
 def real_task(folder: Path, name: str, arguments: argparse.Namespace) -> tuple[Task, list[TextRow], dict[str, int]]:
     """SmolLM2-135M-Instruct and one of the `SETS` of rows, written below `folder`; and why rows were left out."""
     from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
-    from easydel.weights.quickstart_model import smollm2_135m_instruct
+    from easydel.infra.download import smollm2_135m_instruct
 
     files = [arguments.data / file for file in SETS[name]]
     if missing := [file for file in files if not file.is_file()]:

@@ -62,8 +62,8 @@ def write_files(folder: Path, rows: int) -> None:
 
 
 def load_tokenizer():
+    from easydel.infra.download import smollm2_135m_instruct
     from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
-    from easydel.weights.quickstart_model import smollm2_135m_instruct
 
     return tokenizer_from_gguf(smollm2_135m_instruct())
 

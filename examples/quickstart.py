@@ -20,7 +20,7 @@ from rich.table import Table
 
 from easydel import AutoEasyDeLModelForCausalLM, DPOConfig, DPOTrainer, EasyDeLBaseModule, load_tokenizer, open_source
 from easydel.data import PreferenceTransform, RowFault
-from easydel.weights.quickstart_model import smollm2_135m_instruct
+from easydel.infra.download import smollm2_135m_instruct
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_PAIRS = 16  # enough to see the change, few enough for two cores

@@ -25,9 +25,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from easydel.data.tree import PreferencePair
+from easydel.infra.download import DownloadError, smollm2_135m_instruct
 from easydel.modules.llama import LlamaForCausalLM
 from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
-from easydel.weights.quickstart_model import DownloadError, smollm2_135m_instruct
 from tests.tiny import make_rows, make_tokenizer, random_pair, tiny_config
 
 # No test touches the user's own cache; each has one of its own, so that none profits from what another one kept.

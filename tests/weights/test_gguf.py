@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from easydel.infra.download import DownloadError, smollm2_135m_instruct
 from easydel.weights.gguf.checkpoint import GGUFCheckpoint, unpermute_rotary
 from easydel.weights.gguf.header import read_header
 from easydel.weights.gguf.tokenizer import tokenizer_from_gguf
-from easydel.weights.quickstart_model import DownloadError, smollm2_135m_instruct
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
