@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from easydel.ops.attention.inputs import AttentionOptions, TokenIds
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds, pad_rows
 from easydel.ops.attention.mask import tree_mask
 
 DTYPES = (jnp.bfloat16, jnp.float16)
@@ -47,13 +48,8 @@ def tree_attention_cudnn(
     their log-sum-exp loses the cotangent of that output and gives wrong gradients in silence. Every token sees itself,
     padding too, so no row of the mask is empty: cuDNN gives NaN for an empty one.
     """
-    length = q.shape[1]
-
-    def pad(x: Array) -> Array:
-        # Zeros are segment 0, so the added tokens are padding like any other.
-        return jnp.pad(x, [(0, 0), (0, -length % LENGTH_MULTIPLE)] + [(0, 0)] * (x.ndim - 2))
-
+    pad = partial(pad_rows, multiple=LENGTH_MULTIPLE)
     mask = tree_mask(TokenIds(*map(pad, ids)), options.window)
     scale = options.scale_of(q.shape[-1])
     out = jax.nn.dot_product_attention(pad(q), pad(k), pad(v), mask=mask[:, None], scale=scale, implementation="cudnn")
-    return out[:, :length]
+    return out[:, : q.shape[1]]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 
 class TokenIds(NamedTuple):
@@ -57,3 +57,13 @@ class AttentionOptions:
 
 
 DEFAULT_OPTIONS = AttentionOptions()
+
+
+def pad_rows(x: Shaped[Array, "rows length *rest"], multiple: int) -> Shaped[Array, "rows padded *rest"]:
+    """Pad rows with zeros to a length that is a multiple; zeros are segment 0, so the added tokens are padding too.
+
+    Example:
+      >>> pad_rows(jnp.array([[1, 1, 2]]), 4).tolist()
+      [[1, 1, 2, 0]]
+    """
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))

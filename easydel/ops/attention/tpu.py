@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from easydel.ops.attention.blocks import BlockSizes, blocks_to_fetch, seen_blocks
-from easydel.ops.attention.inputs import AttentionOptions, TokenIds
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds, pad_rows
 from easydel.ops.attention.residuals import name_residuals
 from easydel.ops.attention.tpu_kernels import Scoring, forward_step, key_value_gradient_step, query_gradient_step
 
@@ -85,11 +85,7 @@ def tree_attention_tpu(
     padded = length + -length % VECTOR_LANES
     if sizes is None:
         sizes = choose_sizes(padded, heads // kv_heads)
-
-    def pad(x: Array) -> Array:
-        # Zeros are segment 0, so the added tokens are padding like any other.
-        return jnp.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (x.ndim - 2))
-
+    pad = partial(pad_rows, multiple=VECTOR_LANES)
     window = None if options.window is None else jnp.int32(options.window)
     statics = Statics(options.scale_of(head_dim), options.soft_cap, sizes, interpret)
     by_group = pad(q).reshape(rows, padded, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 4, 1)

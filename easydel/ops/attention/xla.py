@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from easydel.ops.attention.blocks import BlockSizes, blocks_to_visit, seen_blocks
-from easydel.ops.attention.inputs import AttentionOptions, TokenIds
+from easydel.ops.attention.inputs import AttentionOptions, TokenIds, pad_rows
 from easydel.ops.attention.mask import UNSEEN, Tokens, visible
 from easydel.ops.attention.residuals import name_residuals
 
@@ -45,11 +45,7 @@ def tree_attention_xla(
       Dao et al., FlashAttention, 2022.
     """
     rows, length = q.shape[:2]
-    padding = -length % BLOCK
-
-    def pad(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-
+    pad = partial(pad_rows, multiple=BLOCK)
     tiles = _tiles(TokenIds(*map(pad, ids)), options.window)
     query_blocks = _query_blocks(pad(q) * options.scale_of(q.shape[-1]), k.shape[2])
     out = _attend(query_blocks, _key_blocks(pad(k)), _key_blocks(pad(v)), tiles, options.soft_cap)
