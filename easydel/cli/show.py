@@ -28,7 +28,7 @@ class ShowOptions:
     """Options that only `easydel show` has."""
 
     row: int = 0
-    """Which row, counted from 0."""
+    """Row to show, counted from 0."""
 
 
 def run_show(arguments: Sequence[str]) -> int:
@@ -53,19 +53,15 @@ def run_show(arguments: Sequence[str]) -> int:
         row=values.get("row", ShowOptions().row),
         tokenizer=open_tokenizer(values["model"], values.get("chat_template")),
         options={option.name: values.get(option.name, option.default) for option in of_the_data}
-        | {"reads_margin": _needs_margin(values.get("loss_type", ()))},
+        | {"reads_margin": _needs_margin(values.get("loss_type", run_options["loss_type"].default))},
     )
 
 
 def _needs_margin(loss_type: str | Sequence[str]) -> bool:
-    from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import OBJECTIVES
+    from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import named_objectives
 
-    names = [loss_type] if isinstance(loss_type, str) else loss_type
     with refusing(ValueError):
-        for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(f"loss_type={name!r}, expected one of {', '.join(OBJECTIVES)}.")
-    return any(OBJECTIVES[name].needs_margin for name in names)
+        return any(objective.needs_margin for objective in named_objectives(loss_type))
 
 
 def _show(file: str, row: int, tokenizer: Any, options: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from easydel.trainers.direct_preference_optimization_trainer.objectives.combined
 from easydel.trainers.direct_preference_optimization_trainer.objectives.f_divergence import FDivergence
 from easydel.trainers.direct_preference_optimization_trainer.objectives.objective import (
     OBJECTIVES,
+    named_objectives,
     option_fields,
     owned_option,
     owners,
@@ -189,9 +190,7 @@ class DPOConfig(TrainingArguments):
 
     def _check_objective(self) -> None:
         """Check the ranges of the objectives' options, and that each option given has an effect."""
-        require(bool(self.loss_types), "loss_type", self.loss_type, "at least one objective")
-        for name in self.loss_types:
-            require(name in OBJECTIVES, "loss_type", name, f"one of {', '.join(OBJECTIVES)}")
+        named_objectives(self.loss_type)
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_types):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_types)} objectives; "

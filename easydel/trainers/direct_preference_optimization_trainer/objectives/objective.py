@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from easydel.options import POSITIVE, Range, check_ranges, option_field
+from easydel.options import POSITIVE, Range, check_ranges, option_field, require
 
 if TYPE_CHECKING:
     from easydel.trainers.direct_preference_optimization_trainer.objectives.scores import PairScores, PerPair
@@ -84,6 +84,23 @@ def register(*names: str) -> Callable[[_Class], _Class]:
         return objective
 
     return add
+
+
+def named_objectives(loss_type: str | Sequence[str]) -> list[type[Objective]]:
+    """Look up the objectives that `loss_type` names, one name or several.
+
+    Raises:
+      ValueError: there is no name, or no objective of a name.
+
+    Example:
+      >>> [objective.needs_margin for objective in named_objectives(["sigmoid", "odpo"])]
+      [False, True]
+    """
+    names = [loss_type] if isinstance(loss_type, str) else loss_type
+    require(bool(names), "loss_type", loss_type, "at least one objective")
+    for name in names:
+        require(name in OBJECTIVES, "loss_type", name, f"one of {', '.join(OBJECTIVES)}")
+    return [OBJECTIVES[name] for name in names]
 
 
 def owners(option_name: str) -> list[str]:
