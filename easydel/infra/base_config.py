@@ -148,6 +148,11 @@ class EasyDeLBaseConfig:
         return (ONE_KIND,) * self.num_hidden_layers
 
     @property
+    def compared_fields(self) -> tuple[str, ...]:
+        """The fields by which two models are told apart; the others only keep what their files say."""
+        return tuple(field.name for field in dataclasses.fields(self) if field.compare)
+
+    @property
     def layers_of_kind(self) -> dict[str, tuple[int, ...]]:
         """Kind -> the numbers of its layers, from 0."""
         kinds = self.layer_kinds

@@ -23,8 +23,8 @@ GOLDEN = 0x9E3779B9
 
 def model_digest(model: LanguageModel) -> dict[str, Any]:
     """Describe all that decides what a model computes, in JSON types: family, shape, dtype, adapters, weights."""
-    told_apart = {field.name for field in dataclasses.fields(model.config) if field.compare}
-    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name in told_apart}
+    every_field = dataclasses.asdict(model.config)
+    shape = {name: every_field[name] for name in model.config.compared_fields}
     settings = {path: [adapter.alpha, adapter.use_rslora, adapter.dropout] for path, adapter in adapters(model).items()}
     return {
         "family": model.model_type,

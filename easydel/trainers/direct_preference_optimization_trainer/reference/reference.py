@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 import tempfile
@@ -177,8 +176,7 @@ def movable(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> EasyDeLB
     """
     merged, target = reference.merge_lora(), policy.without_lora()
     found, expected = (
-        {"model_type": model.model_type}
-        | {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config) if field.compare}
+        {"model_type": model.model_type} | {name: getattr(model.config, name) for name in model.config.compared_fields}
         for model in (merged, target)
     )
     if differ := [
@@ -212,8 +210,8 @@ def mix(policy: EasyDeLBaseModule, reference: EasyDeLBaseModule, alpha: float) -
     new = jax.tree.leaves(policy.merge_lora())
     old, structure = jax.tree.flatten(reference)
     moved = [index for index, (a, b) in enumerate(zip(new, old, strict=True)) if a is not b]
-    mixed = _mix([new[index] for index in moved], [old[index] for index in moved], alpha)
-    return jax.tree.unflatten(structure, [dict(zip(moved, mixed)).get(index, leaf) for index, leaf in enumerate(old)])
+    mixed = dict(zip(moved, _mix([new[index] for index in moved], [old[index] for index in moved], alpha)))
+    return jax.tree.unflatten(structure, [mixed.get(index, leaf) for index, leaf in enumerate(old)])
 
 
 def split_moving(reference: EasyDeLBaseModule, policy: EasyDeLBaseModule) -> tuple[PyTree, PyTree]:
