@@ -85,3 +85,19 @@ def make_rows() -> list[dict]:
         }
         for thing in things
     ]
+
+
+class WrappedTokenizer:
+    """A tokenizer that is no `transformers` one: an object with the same few methods."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __len__(self):
+        return len(self._tokenizer)
+
+    def __call__(self, text, **kwargs):
+        return self._tokenizer(text, **kwargs)

@@ -5,6 +5,7 @@ import pytest
 
 from easydel.data.faults import FAULT_REASONS, RowFault
 from easydel.data.preference.transform import PreferenceTransform
+from tests.tiny import WrappedTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 
@@ -211,22 +212,10 @@ def test_a_tokenizer_without_offsets_is_refused_for_good():
     assert "SlowTokenizer" in fault.message and "AutoTokenizer" in fault.message
 
 
-class NoEos:
+class NoEos(WrappedTokenizer):
     """A tokenizer without EOS."""
 
     eos_token_id = None
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def __len__(self):
-        return len(self._tokenizer)
-
-    def __call__(self, text, **kwargs):
-        return self._tokenizer(text, **kwargs)
 
 
 def test_a_tokenizer_without_eos_is_refused_where_one_is_needed(llama3):

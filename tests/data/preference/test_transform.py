@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from easydel.data.faults import RowFault
 from easydel.data.preference.transform import PreferenceTransform
 from easydel.data.tree import PreferencePair
+from tests.tiny import WrappedTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_renderer")
 
@@ -156,22 +157,6 @@ def test_optional_columns_reach_the_pair(chatml):
     assert (pair.weight, pair.ref_chosen_logps, pair.ref_rejected_logps) == (0.5, -3.0, -4.0)
 
 
-class Wrapped:
-    """A tokenizer that is no `transformers` one: an object with the same few methods."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def __len__(self):
-        return len(self._tokenizer)
-
-    def __call__(self, text, **kwargs):
-        return self._tokenizer(text, **kwargs)
-
-
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
 
 
@@ -188,7 +173,7 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "", "parame
 def test_the_rows_own_tools_and_template_arguments_win(chatml, columns, tools, kwargs):
     given = []
 
-    class Spy(Wrapped):
+    class Spy(WrappedTokenizer):
         def apply_chat_template(self, messages, *, tools, **rest):
             given.append((tools, {key: rest[key] for key in ("mood", "depth")}, sorted(rest)))
             return str(tools) + self._tokenizer.apply_chat_template(
@@ -289,7 +274,7 @@ def test_an_emoji_of_several_tokens_is_never_torn_from_its_side(mistral):
 
 
 def with_template(tokenizer, template):
-    class Templated(Wrapped):
+    class Templated(WrappedTokenizer):
         chat_template = template
 
         def apply_chat_template(self, messages, **kwargs):

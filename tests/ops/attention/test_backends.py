@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from easydel.ops.attention.inputs import DEFAULT_OPTIONS, AttentionOptions
 from easydel.ops.attention.tree_attention import BACKENDS, AttentionCall, choose_backend, device_in_use, tree_attention
+from tests.eight_devices import on_eight_devices
 from tests.ops.attention.forest import forest, values
 
 CPU, TPU = (AbstractDevice(device_kind=kind, num_cores=1, platform=kind) for kind in ("cpu", "tpu"))
@@ -84,17 +80,7 @@ def test_a_backend_that_cannot_is_refused_with_what_it_lacks(name, dtype, option
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, float]:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.ops.attention.split_attention"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout)
+    return on_eight_devices("tests.ops.attention.split_attention")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.eight_devices import on_eight_devices
 from tests.trainers.direct_preference_optimization_trainer.mesh_trace import METRICS
 
 MESHES = {
@@ -24,17 +21,7 @@ SHARES = {"dp": 1, "fsdp": 1 / 8, "fsdp x tp": 1 / 8, "dp x fsdp x tp": 1 / 4}
 
 @pytest.fixture(scope="module")
 def results() -> dict:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.trainers.direct_preference_optimization_trainer.mesh_trace", json.dumps(MESHES)],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout)
+    return on_eight_devices("tests.trainers.direct_preference_optimization_trainer.mesh_trace", json.dumps(MESHES))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
