@@ -65,9 +65,9 @@ class RunOptions:
     sharding_axis_dims: tuple[int, int, int, int, int] = (1, -1, 1, 1, 1)
     """Devices along the mesh axes dp, fsdp, ep, tp and sp; one may be -1 and takes those that are left."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the model computes in; none is float32 on CPU and bfloat16 on accelerators."""
+    """Dtype that the model computes in; none is float32 on CPU and bfloat16 on accelerators."""
     attention_backend: Literal["cudnn", "tpu", "xla"] | None = None
-    """What computes attention; none chooses by device, dtype and head size. Changes speed and memory, not results."""
+    """Backend of attention; none chooses by device, dtype and head size. Changes speed and memory, not results."""
 
 
 def run_sections() -> tuple[Section, ...]:

@@ -17,7 +17,7 @@ from easydel.plain_yaml import YamlProblem, load_plain
 EPILOG = "An option of true or false alone means true, and --no-NAME means false. The word none stands for no value."
 # name=value, but not a path that happens to hold a "=".
 NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
-# Where the value is a number, the name may be a path.
+# If the value is a number, the name may be a path.
 WEIGHTED = re.compile(r"(.+)=([-+\d.eE]+)", re.DOTALL)
 
 

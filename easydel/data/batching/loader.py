@@ -214,7 +214,7 @@ class PreferenceLoader:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the rows can only be read in order."""
+        """True if the rows can only be read in order."""
         return not self._source.has_random_access
 
     @property

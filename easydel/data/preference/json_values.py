@@ -66,7 +66,7 @@ def without_nulls(value: Any, field: str, where: str, depth: int = MAX_DEPTH) ->
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a sequence but not text: a list, a tuple or a numpy array."""
+    """True if a value is a sequence but not text: a list, a tuple or a numpy array."""
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 

@@ -51,7 +51,7 @@ _HEAD = 2000
 
 
 def is_message_list(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
-    """Whether a value looks like a conversation: an empty list, or a list whose first entry is a mapping."""
+    """True if a value looks like a conversation: an empty list, or a list whose first entry is a mapping."""
     return is_list(value) and (len(value) == 0 or isinstance(value[0], Mapping))
 
 

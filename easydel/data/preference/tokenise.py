@@ -54,7 +54,7 @@ class Encoding:
     offsets: list[tuple[int, int]]
 
     def is_blank(self, token: int) -> bool:
-        """Whether the token at this position covers only white space."""
+        """True if the token at this position covers only white space."""
         start, end = self.offsets[token]
         return not self.text[start:end].strip()
 
